@@ -71,7 +71,7 @@ void l1_free(struct l1 *l1); /* every entry must be gone */
 /** l1_find() - the entry of that name, pinned, marked as used; NULL if there is none. */
 struct l1_entry *l1_find(struct l1 *l1, uint64_t dir, const char *name, size_t size);
 
-/** l1_get() - the same, made (config.make) if there is none. NULL: out of memory. *@is_new tells. */
+/** l1_get() - the same, made (config.make), not marked, if there is none. NULL: out of memory. *@is_new tells. */
 struct l1_entry *l1_get(struct l1 *l1, uint64_t dir, const char *name, size_t size, bool *is_new);
 
 void l1_pin(struct l1_entry *entry); /* by one who has a pin */
@@ -87,7 +87,10 @@ bool l1_forget(struct l1 *l1, struct l1_entry *entry);
  */
 int l1_rename(struct l1 *l1, struct l1_entry *entry, uint64_t dir, const char *name, size_t size);
 
-/** l1_set_resident() - @entry got content (true: enters the eviction list as newest) or lost it (false). */
+/**
+ * l1_set_resident() - @entry got content (true: enters the eviction list as newest, not yet used) or lost it (false)
+ * What is in already keeps its place and its mark.
+ */
 void l1_set_resident(struct l1 *l1, struct l1_entry *entry, bool is_resident);
 
 static inline void l1_mark_used(struct l1_entry *entry)

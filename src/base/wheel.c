@@ -21,12 +21,12 @@
 #define SLEEP_MAX_MS 1000
 
 struct level {
-    uint64_t used_words;          /* bit w: used[w] is not 0 */
-    uint64_t used[N_WORDS];       /* bit s: slot s has timers */
+    uint64_t used_words;    /* bit w: used[w] is not 0 */
+    uint64_t used[N_WORDS]; /* bit s: slot s has timers */
 };
 
 struct wheel {
-    uint64_t tick;                /* what is due at this tick or before is in due, all else lies ahead */
+    uint64_t tick; /* what is due at this tick or before is in due, all else lies ahead */
     struct wheel_timer *due;
     struct level levels[N_LEVELS];
     struct wheel_timer *slots[N_LEVELS * LEVEL_SLOTS];

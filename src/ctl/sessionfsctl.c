@@ -14,9 +14,9 @@
 
 #include "base/macros.h"
 
-#define EXIT_USAGE 2
+#define EXIT_USAGE       2
 #define STATUS_ATTRIBUTE "user.session.status"
-#define TTL_ATTRIBUTE "user.session.ttl"
+#define TTL_ATTRIBUTE    "user.session.ttl"
 
 static const char usage[] =
     "usage: sessionfsctl status [--json] MOUNTPOINT   what the daemon of a mount says about itself\n"
@@ -66,7 +66,8 @@ static int fail_attribute(const char *path, const char *what)
     case ENOTSUP:
         return fail(EXIT_FAILURE, "%s: is not %s", path, what);
     case ENOTCONN:
-        return fail(EXIT_FAILURE, "%s: the mount is dead, its daemon is gone: fusermount3 -u it, and mount again", path);
+        return fail(EXIT_FAILURE, "%s: the mount is dead, its daemon is gone: fusermount3 -u it, and mount again",
+                    path);
     default:
         return fail(EXIT_FAILURE, "%s: %s", path, strerrordesc_np(errno));
     }
@@ -156,7 +157,10 @@ static int run(int argc, char **argv, bool is_json)
 int main(int argc, char **argv)
 {
     static const struct option longs[] = {
-        {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, {0},
+        {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},
+        {"version", no_argument, NULL, 'V'},
+        {0},
     };
     bool is_json = false;
     int c;

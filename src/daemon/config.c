@@ -77,7 +77,8 @@ static int read_text(const struct reader *reader, const cJSON *item, char **slot
     return settings_assign(slot, item->valuestring);
 }
 
-/* A number as one would write it after -o; one that we cannot have (fraction, sign, beyond 2^53) reads as no number there. */
+/* A number as one would write it after -o; one that we cannot have (fraction, sign, beyond 2^53) reads as no number
+ * there. */
 static void number_format(double number, char out[32])
 {
     bool is_whole = number >= 0 && number <= 9007199254740992.0 && (double)(uint64_t)number == number;

@@ -8,7 +8,8 @@
 
 #include "daemon/settings.h"
 
-/** config_load() - read @path into @settings. Return: 0, -EBADMSG (unreadable, no JSON, or a member is wrong), -ENOMEM. */
+/** config_load() - read @path into @settings. Return: 0, -EBADMSG (unreadable, no JSON, or a member is wrong), -ENOMEM.
+ */
 int config_load(struct settings *settings, const char *path, char *why, size_t why_size);
 
 #endif

@@ -22,24 +22,24 @@
 #include "daemon/status.h"
 
 #define ANSWER_WAIT_MS 10000 /* for the first statfs() */
-#define FLUSH_WAIT_MS 10000  /* for what is unsaved at the end */
-#define FLUSH_STEP_MS 1000
-#define CHECK_EVERY_S 1      /* is the private redis-server alive? */
+#define FLUSH_WAIT_MS  10000 /* for what is unsaved at the end */
+#define FLUSH_STEP_MS  1000
+#define CHECK_EVERY_S  1 /* is the private redis-server alive? */
 
 struct instance {
     struct settings *settings;
-    char *mountpoint;        /* absolute; owned */
+    char *mountpoint; /* absolute; owned */
     struct stat mountpoint_st;
-    struct report *report;   /* to the parent; NULL in the foreground */
-    char source[512];        /* without password */
+    struct report *report; /* to the parent; NULL in the foreground */
+    char source[512];      /* without password */
 
-    struct local *local;     /* NULL: a remote source */
+    struct local *local; /* NULL: a remote source */
     struct store *store;
     struct fs *fs;
     struct status status;
-    atomic_bool is_ready;    /* written by ready() */
+    atomic_bool is_ready; /* written by ready() */
 
-    sigset_t signals;        /* blocked in every thread; sigtimedwait() of watch() gets them */
+    sigset_t signals; /* blocked in every thread; sigtimedwait() of watch() gets them */
     pthread_t watcher;
 };
 
@@ -216,8 +216,8 @@ static void *watch(void *arg)
     const struct timespec pause = {.tv_sec = CHECK_EVERY_S};
 
     for (;;) {
-        int number = instance->local ? sigtimedwait(&instance->signals, NULL, &pause)
-                                     : sigwaitinfo(&instance->signals, NULL);
+        int number =
+            instance->local ? sigtimedwait(&instance->signals, NULL, &pause) : sigwaitinfo(&instance->signals, NULL);
         if (number > 0)
             break;
         if (instance->local)
@@ -234,7 +234,8 @@ static void ready(void *arg)
     instance->is_ready = true;
     log_info("%s: mounted %s", instance->mountpoint, instance->source);
     if (instance->settings->has_public_password)
-        log_warning(0, "%s: has a password and can be read by everybody: chmod 600 it", instance->settings->config_path);
+        log_warning(0, "%s: has a password and can be read by everybody: chmod 600 it",
+                    instance->settings->config_path);
     report_ready(instance->report);
 }
 
@@ -251,7 +252,8 @@ static int serve(struct instance *instance, char *why, size_t why_size)
     if (instance->is_ready)
         return r < 0 ? log_error(r, "%s: serving failed", instance->mountpoint) : 0;
     if (r < 0)
-        snprintf(why, why_size, "mountpoint %s: the mount does not work: %s", instance->mountpoint, strerrordesc_np(-r));
+        snprintf(why, why_size, "mountpoint %s: the mount does not work: %s", instance->mountpoint,
+                 strerrordesc_np(-r));
     else
         snprintf(why, why_size, "mountpoint %s: ended before the mount answered", instance->mountpoint);
     return r < 0 ? r : -EINTR;

@@ -9,9 +9,9 @@
 
 /**
  * daemon_run() - mount and serve
- * In the background unless settings->is_foreground: returns in the parent once the mount answers, and never in the daemon.
- * Return: the exit status of the process: 0, or 1 when the start failed (nothing is left behind then) or when not all that
- * was saved reached Redis at the end.
+ * In the background unless settings->is_foreground: returns in the parent once the mount answers, and never in the
+ * daemon. Return: the exit status of the process: 0, or 1 when the start failed (nothing is left behind then) or when
+ * not all that was saved reached Redis at the end.
  */
 int daemon_run(struct settings *settings);
 

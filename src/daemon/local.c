@@ -23,19 +23,19 @@
 #include "base/log.h"
 #include "base/macros.h"
 
-#define START_WAIT_MS 30000   /* for a server that loads its data */
-#define LOCK_WAIT_MS 45000    /* for another instance that starts or stops it */
-#define STOP_WAIT_MS 10000
-#define PAUSE_MS 10
-#define REPLY_WAIT_MS 1000
-#define RESTART_PAUSE_MS 1000 /* doubled with every restart, up to the following */
+#define START_WAIT_MS        30000 /* for a server that loads its data */
+#define LOCK_WAIT_MS         45000 /* for another instance that starts or stops it */
+#define STOP_WAIT_MS         10000
+#define PAUSE_MS             10
+#define REPLY_WAIT_MS        1000
+#define RESTART_PAUSE_MS     1000 /* doubled with every restart, up to the following */
 #define RESTART_PAUSE_MAX_MS 60000
 
 struct local {
     char *dir, *socket, *key;
-    int users_fd;               /* holds users.lock */
+    int users_fd; /* holds users.lock */
     bool is_user;
-    uint64_t restart_at_ms;     /* not before; local_check() */
+    uint64_t restart_at_ms; /* not before; local_check() */
     unsigned restart_pause_ms;
 };
 
@@ -186,7 +186,8 @@ static int start_lock(const char *dir, unsigned wait_ms, bool is_patient)
     return r < 0 ? r : fd;
 }
 
-/* Is a redis-server of this directory alive? If not, *@fd is a descriptor that holds its lock (to be inherited or closed). */
+/* Is a redis-server of this directory alive? If not, *@fd is a descriptor that holds its lock (to be inherited or
+ * closed). */
 static int server_is_alive(const char *dir, int *fd)
 {
     *fd = lock_open(dir, "redis.lock");
@@ -219,7 +220,8 @@ static char *program_find(const char *name)
 }
 
 /* Nothing of ours goes along: no blocked signal, no handler, no descriptor but the lock. */
-static int spawn_prepare(posix_spawnattr_t *attributes, posix_spawn_file_actions_t *actions, const char *dir, int lock_fd)
+static int spawn_prepare(posix_spawnattr_t *attributes, posix_spawn_file_actions_t *actions, const char *dir,
+                         int lock_fd)
 {
     sigset_t none, all;
 
@@ -240,9 +242,28 @@ static int spawn_prepare(posix_spawnattr_t *attributes, posix_spawn_file_actions
 static int server_spawn(const char *program, const char *dir, int lock_fd, pid_t *pid)
 {
     static const char *const argv[] = {
-        "redis-server", "--port", "0", "--unixsocket", "redis.sock", "--unixsocketperm", "600", "--logfile", "redis.log",
-        "--pidfile", "redis.pid", "--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--databases", "1",
-        "--daemonize", "yes", NULL,
+        "redis-server",
+        "--port",
+        "0",
+        "--unixsocket",
+        "redis.sock",
+        "--unixsocketperm",
+        "600",
+        "--logfile",
+        "redis.log",
+        "--pidfile",
+        "redis.pid",
+        "--appendonly",
+        "yes",
+        "--appendfsync",
+        "everysec",
+        "--save",
+        "",
+        "--databases",
+        "1",
+        "--daemonize",
+        "yes",
+        NULL,
     };
     posix_spawnattr_t attributes;
     posix_spawn_file_actions_t actions;
@@ -266,7 +287,8 @@ static int server_start(const char *dir, int lock_fd, struct why why)
 
     if (!program)
         return fail(why, -ENOENT,
-                    "local:%s: redis-server is not installed: apt-get install redis-server, or give another SOURCE", dir);
+                    "local:%s: redis-server is not installed: apt-get install redis-server, or give another SOURCE",
+                    dir);
     int r = server_spawn(program, dir, lock_fd, &pid);
     if (r < 0)
         return fail(why, r, "local:%s: %s cannot be started: %s", dir, program, strerrordesc_np(-r));
@@ -352,16 +374,18 @@ static int server_wait(const char *dir, const char *socket, struct why why)
             return 0;
         if (r == 0 && strncmp(reply, "-NOAUTH", 7) == 0)
             return fail(why, -EACCES,
-                        "local:%s: the server there wants a password, so it is not sessionfs' own: choose another DIR", dir);
+                        "local:%s: the server there wants a password, so it is not sessionfs' own: choose another DIR",
+                        dir);
         if (is_dead && r < 0) {
             log_tail(dir, tail, sizeof(tail));
-            return fail(why, -ECHILD, "local:%s: redis-server ended at its start (%s): see %s/redis.log", dir, tail, dir);
+            return fail(why, -ECHILD, "local:%s: redis-server ended at its start (%s): see %s/redis.log", dir, tail,
+                        dir);
         }
         if (is_interrupted())
             return fail(why, -EINTR, "local:%s: interrupted", dir);
         if (clock_now_ms() >= deadline)
-            return fail(why, -ETIMEDOUT, "local:%s: redis-server does not answer after %d s (%s): see %s/redis.log", dir,
-                        START_WAIT_MS / 1000, r < 0 ? strerrordesc_np(-r) : reply, dir);
+            return fail(why, -ETIMEDOUT, "local:%s: redis-server does not answer after %d s (%s): see %s/redis.log",
+                        dir, START_WAIT_MS / 1000, r < 0 ? strerrordesc_np(-r) : reply, dir);
         poll(NULL, 0, PAUSE_MS);
     }
 }
@@ -394,10 +418,11 @@ static int key_make(const struct local *local, struct why why)
     if (access(local->key, F_OK) == 0)
         return 0;
     if (data && access(data, F_OK) == 0)
-        return fail(why, -ENOKEY,
-                    "local:%s: there are sessions, but the key they are sealed with is gone: restore %s, give its copy with -o "
-                    "keyfile=, or remove %s to start anew",
-                    local->dir, local->key, data);
+        return fail(
+            why, -ENOKEY,
+            "local:%s: there are sessions, but the key they are sealed with is gone: restore %s, give its copy with -o "
+            "keyfile=, or remove %s to start anew",
+            local->dir, local->key, data);
     int r = seal_keys_create(local->key);
     if (r < 0 && r != -EEXIST)
         return fail(why, r, "local:%s: %s cannot be made: %s", local->dir, local->key, strerrordesc_np(-r));
@@ -416,7 +441,8 @@ static int server_start_if_dead(const struct local *local, bool *is_started, str
         return fail(why, r, "local:%s: redis.lock cannot be used: %s", local->dir, strerrordesc_np(-r));
     if (r == 1)
         return 0;
-    if (server_ask(local->socket, "PING\r\n", reply, sizeof(reply)) < 0) { /* else it is somebody's: server_wait() judges */
+    if (server_ask(local->socket, "PING\r\n", reply, sizeof(reply)) <
+        0) { /* else it is somebody's: server_wait() judges */
         r = server_start(local->dir, lock_fd, why);
         *is_started = r == 0;
     }
@@ -474,8 +500,10 @@ static int enter(struct local *local, bool make_key, struct why why)
         return r;
     CLEANUP(closep) int start_fd = start_lock(local->dir, LOCK_WAIT_MS, false);
     if (start_fd == -ETIMEDOUT)
-        return fail(why, start_fd, "local:%s: another sessionfs is starting or stopping its server, and does not get done: "
-                                   "see fuser %s/start.lock", local->dir, local->dir);
+        return fail(why, start_fd,
+                    "local:%s: another sessionfs is starting or stopping its server, and does not get done: "
+                    "see fuser %s/start.lock",
+                    local->dir, local->dir);
     if (start_fd < 0)
         return fail(why, start_fd, "local:%s: start.lock cannot be taken: %s", local->dir, strerrordesc_np(-start_fd));
     r = user_enter(local, make_key, why);
@@ -504,7 +532,8 @@ int local_new(struct local **ret, const char *dir, bool make_key, char *why_text
         r = fail(why, -ENOMEM, "out of memory");
     else if (strlen(local->socket) > most)
         r = fail(why, -ENAMETOOLONG,
-                 "local:%s: the path of its socket would have %zu bytes, a unix socket's has %zu at most: choose a shorter DIR",
+                 "local:%s: the path of its socket would have %zu bytes, a unix socket's has %zu at most: choose a "
+                 "shorter DIR",
                  dir, strlen(local->socket), most);
     else
         r = enter(local, make_key, why);

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -18,8 +19,9 @@
 #include "base/clock.h"
 #include "base/macros.h"
 
-#define FUSE_CONF "/etc/fuse.conf"
-#define ANSWER_MS 2000 /* how long a mount that is there already may take to answer */
+#define FUSERMOUNT "/usr/bin/fusermount3"
+#define FUSE_CONF  "/etc/fuse.conf"
+#define ANSWER_MS  2000 /* how long a mount that is there already may take to answer */
 
 static int fail(char *why, size_t why_size, int r, const char *format, ...) __attribute__((format(printf, 4, 5)));
 static int fail(char *why, size_t why_size, int r, const char *format, ...)
@@ -85,7 +87,8 @@ static int explain(const char *path, int error, char *why, size_t why_size)
                     path, path);
     case EACCES:
         return fail(why, why_size, -error,
-                    "mountpoint %s: permission denied: choose a directory of your own, or make its path accessible", path);
+                    "mountpoint %s: permission denied: choose a directory of your own, or make its path accessible",
+                    path);
     case ENOTDIR:
         return fail(why, why_size, -error, "mountpoint %s is not a directory: choose an empty directory", path);
     default:
@@ -168,10 +171,11 @@ static int check_mount(const char *path, char *why, size_t why_size)
     if (r == -ENOTCONN || r == -ECONNABORTED)
         return explain(path, -r, why, why_size);
     if (r == -ETIMEDOUT)
-        return fail(why, why_size, r, "mountpoint %s is busy, a mount that does not answer: umount -l %s, then try again",
-                    path, path);
+        return fail(why, why_size, r,
+                    "mountpoint %s is busy, a mount that does not answer: umount -l %s, then try again", path, path);
     return fail(why, why_size, -EBUSY,
-                "mountpoint %s is busy, something is mounted there: umount %s first, or choose another directory", path, path);
+                "mountpoint %s is busy, something is mounted there: umount %s first, or choose another directory", path,
+                path);
 }
 
 int mountpoint_check(const char *given, char **ret, struct stat *st, char *why, size_t why_size)
@@ -190,9 +194,9 @@ int mountpoint_check(const char *given, char **ret, struct stat *st, char *why, 
     if (r < 0)
         return r;
     if (geteuid() != 0 && access(path, W_OK) < 0)
-        return fail(why, why_size, -EACCES,
-                    "mountpoint %s: you may not write there, so you may not mount there: choose a directory of your own",
-                    path);
+        return fail(
+            why, why_size, -EACCES,
+            "mountpoint %s: you may not write there, so you may not mount there: choose a directory of your own", path);
     *ret = TAKE(path);
     return 0;
 }
@@ -230,17 +234,27 @@ int mountpoint_fuse_check(const char *fuse_options, char *why, size_t why_size)
     CLEANUP(closep) int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 
     if (fd < 0 && (errno == ENOENT || errno == ENODEV || errno == ENXIO))
-        return fail(why, why_size, -errno,
-                    "/dev/fuse is missing: load the kernel's module with modprobe fuse (a container: --device /dev/fuse "
-                    "--cap-add SYS_ADMIN)");
+        return fail(
+            why, why_size, -errno,
+            "/dev/fuse is missing: load the kernel's module with modprobe fuse (a container: --device /dev/fuse "
+            "--cap-add SYS_ADMIN)");
     if (fd < 0)
         return fail(why, why_size, -errno, "/dev/fuse cannot be opened: %s: chmod 666 /dev/fuse, or run it as root%s",
                     strerrordesc_np(errno), errno == EPERM ? " (a container: --device /dev/fuse)" : "");
+    if (prctl(PR_CAPBSET_READ, CAP_SYS_ADMIN) == 0)
+        return fail(why, why_size, -EPERM,
+                    "nothing may be mounted here: CAP_SYS_ADMIN is missing (a container: --cap-add SYS_ADMIN --device "
+                    "/dev/fuse)");
     if (geteuid() == 0)
         return 0;
-    if ((has_option(fuse_options, "allow_other") || has_option(fuse_options, "allow_root")) && !user_allow_other_is_set())
+    if (access(FUSERMOUNT, X_OK) < 0)
+        return fail(why, why_size, -errno, FUSERMOUNT " cannot be run: %s: apt-get install fuse3, or run it as root",
+                    strerrordesc_np(errno));
+    if ((has_option(fuse_options, "allow_other") || has_option(fuse_options, "allow_root")) &&
+        !user_allow_other_is_set())
         return fail(why, why_size, -EPERM,
-                    "option allow_other: only root may use it, unless " FUSE_CONF " has the line user_allow_other: add it");
+                    "option allow_other: only root may use it, unless " FUSE_CONF
+                    " has the line user_allow_other: add it");
     return 0;
 }
 

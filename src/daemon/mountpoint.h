@@ -16,7 +16,8 @@
  */
 int mountpoint_check(const char *given, char **path, struct stat *st, char *why, size_t why_size);
 
-/** mountpoint_fuse_check() - /dev/fuse can be opened, and an ordinary user has what libfuse needs; @fuse_options as of libfuse. */
+/** mountpoint_fuse_check() - /dev/fuse can be opened, and an ordinary user has what libfuse needs; @fuse_options as of
+ * libfuse. */
 int mountpoint_fuse_check(const char *fuse_options, char *why, size_t why_size);
 
 /**

@@ -46,7 +46,7 @@ static const char usage[] =
 struct args {
     char *sources[2]; /* what is neither an option nor its value; borrowed from argv */
     unsigned n_sources;
-    char **options;   /* the values of -o; borrowed from argv */
+    char **options; /* the values of -o; borrowed from argv */
     unsigned n_options;
     const char *config;
 };

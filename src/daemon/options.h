@@ -14,7 +14,8 @@ enum options_task { OPTIONS_MOUNT, OPTIONS_HELP, OPTIONS_VERSION };
  * options_parse() - read the command line, the configuration file that it names and SESSIONFS_REDIS_PASSWORD
  * Overwrites a password in @argv and in the environment, so that ps and /proc do not show it.
  * @settings: initialised; filled and finished if the task is OPTIONS_MOUNT
- * Return: enum options_task, or -EINVAL (usage), -EBADMSG (the configuration file), -ENOKEY (a remote source without key)
+ * Return: enum options_task, or -EINVAL (usage), -EBADMSG (the configuration file), -ENOKEY (a remote source without
+ * key)
  */
 int options_parse(struct settings *settings, int argc, char **argv, char *why, size_t why_size);
 

@@ -15,8 +15,8 @@
 #include "base/macros.h"
 
 #define START_WAIT_MS 180000 /* every step of a start is bounded: this is for the impossible */
-#define END_WAIT_MS 15000
-#define READY '+'
+#define END_WAIT_MS   15000
+#define READY         '+'
 
 struct report {
     int fd; /* the parent's end, or the child's; -1 when all is said */
@@ -177,7 +177,8 @@ int report_wait(struct report *report, pid_t pid, char *why, size_t why_size)
     if (!wait_child(pid, &status, END_WAIT_MS))
         kill_child(pid, &status);
     if (n == 0 && WIFSIGNALED(status))
-        snprintf(why, why_size, "the daemon ended before it was ready, by signal %d: see the system log", WTERMSIG(status));
+        snprintf(why, why_size, "the daemon ended before it was ready, by signal %d: see the system log",
+                 WTERMSIG(status));
     else if (n == 0)
         snprintf(why, why_size, "the daemon ended before it was ready: see the system log");
     return n == 0 ? -ECHILD : -EIO;

@@ -7,21 +7,21 @@
 
 #include "base/units.h"
 
-#define KIB (UINT64_C(1) << 10)
-#define MIB (UINT64_C(1) << 20)
-#define TIB (UINT64_C(1) << 40)
+#define KIB    (UINT64_C(1) << 10)
+#define MIB    (UINT64_C(1) << 20)
+#define TIB    (UINT64_C(1) << 40)
 #define DAY_MS UINT64_C(86400000)
 
 enum kind {
-    KIND_IGNORED,     /* belongs to mount(8), fstab or systemd */
-    KIND_FUSE_FLAG,   /* goes to libfuse as it is */
+    KIND_IGNORED,   /* belongs to mount(8), fstab or systemd */
+    KIND_FUSE_FLAG, /* goes to libfuse as it is */
     KIND_FUSE_TEXT,
     KIND_FUSE_COUNT,
-    KIND_ROOT_FLAG,   /* likewise, but only root may: dropped for others, as mount(8) adds it unasked */
-    KIND_DURATION,    /* milliseconds; 0 is "none" */
+    KIND_ROOT_FLAG, /* likewise, but only root may: dropped for others, as mount(8) adds it unasked */
+    KIND_DURATION,  /* milliseconds; 0 is "none" */
     KIND_BYTES,
     KIND_COUNT,
-    KIND_MILLIS,      /* a duration in an unsigned, never "none" */
+    KIND_MILLIS, /* a duration in an unsigned, never "none" */
     KIND_ID,
     KIND_OCTAL,
     KIND_NAMESPACE,
@@ -31,7 +31,7 @@ enum kind {
 struct setting {
     const char *name; /* a trailing * stands for anything */
     enum kind kind;
-    size_t offset;    /* of the member in struct settings */
+    size_t offset;     /* of the member in struct settings */
     size_t has_offset; /* of the bool that says it was given; 0: none */
     uint64_t min, max;
     const char *range; /* the same for people */
@@ -49,7 +49,8 @@ static const struct setting table[] = {
     {"timeout", KIND_MILLIS, AT(timeout_ms), 0, 10, 300000, "10ms to 5m"},
     {"uid", KIND_ID, AT(uid), AT(has_uid), 0, UINT32_MAX - 1, "a number from 0 to 4294967294"},
     {"gid", KIND_ID, AT(gid), AT(has_gid), 0, UINT32_MAX - 1, "a number from 0 to 4294967294"},
-    {"umask", KIND_OCTAL, AT(umask), AT(has_umask), 0, 0777, "octal, 0 to 0777, in a configuration file a string (\"0077\")"},
+    {"umask", KIND_OCTAL, AT(umask), AT(has_umask), 0, 0777,
+     "octal, 0 to 0777, in a configuration file a string (\"0077\")"},
     {"fsname", KIND_STRING, AT(fsname), 0, 0, 0, "a name"},
 
     {"allow_other", KIND_FUSE_FLAG},
@@ -311,7 +312,8 @@ int settings_set(struct settings *settings, const char *name, const char *value,
     const struct setting *setting = find(name);
 
     if (strcmp(name, "password") == 0)
-        return fail(why, why_size, -EINVAL, "would show in ps: give it in SESSIONFS_REDIS_PASSWORD or in the file of -c");
+        return fail(why, why_size, -EINVAL,
+                    "would show in ps: give it in SESSIONFS_REDIS_PASSWORD or in the file of -c");
     if (!setting)
         return fail(why, why_size, -ENOENT, "unknown: see sessionfs -h");
     if (setting->kind == KIND_IGNORED)
@@ -319,7 +321,8 @@ int settings_set(struct settings *settings, const char *name, const char *value,
     if (settings_shape(name) == SETTING_FLAG && value)
         return fail(why, why_size, -EINVAL, "takes no value");
     if (settings_shape(name) != SETTING_FLAG && (!value || !*value))
-        return fail(why, why_size, -EINVAL, "needs a value: %s", setting->range ? setting->range : "see mount.fuse3(8)");
+        return fail(why, why_size, -EINVAL, "needs a value: %s",
+                    setting->range ? setting->range : "see mount.fuse3(8)");
 
     switch (setting->kind) {
     case KIND_ROOT_FLAG:
@@ -386,15 +389,17 @@ int settings_finish(struct settings *settings, char *why, size_t why_size)
     char shown[512];
 
     if (!settings->mountpoint || !*settings->mountpoint)
-        return fail(why, why_size, -EINVAL, "the mountpoint is missing: sessionfs [SOURCE] MOUNTPOINT, see sessionfs -h");
+        return fail(why, why_size, -EINVAL,
+                    "the mountpoint is missing: sessionfs [SOURCE] MOUNTPOINT, see sessionfs -h");
     int r = finish_address(settings, why, why_size);
     if (r == 0)
         r = finish_sizes(settings, why, why_size);
     if (r < 0 || settings->keyfile || settings->address.is_local)
         return r;
     l2_address_show(&settings->address, shown, sizeof(shown));
-    return fail(why, why_size, -ENOKEY,
-                "%s: a remote source needs a key: make one with \"openssl rand -hex 32 > FILE; chmod 600 FILE\", copy it to "
-                "every machine that shares the sessions, and add -o keyfile=FILE",
-                shown);
+    return fail(
+        why, why_size, -ENOKEY,
+        "%s: a remote source needs a key: make one with \"openssl rand -hex 32 > FILE; chmod 600 FILE\", copy it to "
+        "every machine that shares the sessions, and add -o keyfile=FILE",
+        shown);
 }

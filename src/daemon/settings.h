@@ -1,7 +1,7 @@
 /*
  * What the operator asked for: one table of settings with their types and ranges, whatever they were read from.
- * Threads: one; the struct is read-only once the daemon serves. Errors: negative errno, with @why for the operator in one
- * line that never contains the password.
+ * Threads: one; the struct is read-only once the daemon serves. Errors: negative errno, with @why for the operator in
+ * one line that never contains the password.
  */
 #ifndef SESSIONFS_DAEMON_SETTINGS_H
 #define SESSIONFS_DAEMON_SETTINGS_H
@@ -17,15 +17,15 @@
 #define SETTINGS_WHY_MAX 1024
 
 struct settings {
-    char *source;              /* as given; wiped on deinit */
+    char *source; /* as given; wiped on deinit */
     char *mountpoint;
-    char *password;            /* from the environment or the configuration; NULL if absent; wiped on deinit */
-    char *keyfile;             /* NULL: the local directory's own */
+    char *password; /* from the environment or the configuration; NULL if absent; wiped on deinit */
+    char *keyfile;  /* NULL: the local directory's own */
     char *name_space;
-    char *fsname;              /* NULL: the source */
-    char *fuse_options;        /* comma separated, for libfuse; "" if there are none */
-    char *config_path;         /* NULL: none */
-    uint64_t ttl_ms;           /* 0 never expires */
+    char *fsname;       /* NULL: the source */
+    char *fuse_options; /* comma separated, for libfuse; "" if there are none */
+    char *config_path;  /* NULL: none */
+    uint64_t ttl_ms;    /* 0 never expires */
     uint64_t l1_size, max_session;
     unsigned connections, timeout_ms;
     bool has_uid, has_gid, has_umask, has_max_session;
@@ -49,8 +49,8 @@ enum setting_shape {
     SETTING_FOREIGN, /* of mount(8), fstab or systemd: accepted after -o, means nothing to us */
     SETTING_FLAG,
     SETTING_TEXT,
-    SETTING_VALUE,   /* a number, perhaps with a unit */
-    SETTING_OCTAL,   /* a value whose number people write in octal */
+    SETTING_VALUE, /* a number, perhaps with a unit */
+    SETTING_OCTAL, /* a value whose number people write in octal */
 };
 
 /** settings_shape() - whether there is an option of that name, and whether it wants a value. */

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <sessionfs/fs.h>
+#include <sessionfs/store.h>
 
 #include "base/clock.h"
 #include "base/macros.h"
@@ -54,10 +55,48 @@ static bool add_fs(cJSON *root, const struct status *status)
     return add_requests(root, &stats) && add_notifications(root, &stats) && add_number(root, "nodes", stats.n_nodes);
 }
 
-/* A section of the text each; the floors below get theirs ("l1", "l2") as they come to tell their counters. */
+static bool add_l1(cJSON *root, const struct store_stats *stats)
+{
+    cJSON *l1 = cJSON_AddObjectToObject(root, "l1");
+
+    return l1 && add_number(l1, "entries", stats->l1.n_entries) && add_number(l1, "evictions", stats->l1.n_evictions) &&
+           add_number(l1, "bytes_used", stats->l1.bytes_used) && add_number(l1, "bytes_total", stats->l1.bytes_total) &&
+           cJSON_AddBoolToObject(l1, "locked", stats->l1.is_locked);
+}
+
+static bool add_l2(cJSON *root, const struct store_stats *stats)
+{
+    cJSON *l2 = cJSON_AddObjectToObject(root, "l2");
+    const struct l2_stats *counts = stats->l2;
+
+    return l2 && cJSON_AddBoolToObject(l2, "up", stats->l2_is_up) && add_number(l2, "commands", counts->n_commands) &&
+           add_number(l2, "reads", counts->n_reads) && add_number(l2, "writes", counts->n_writes) &&
+           add_number(l2, "invalidations", counts->n_invalidations) &&
+           add_number(l2, "reconnects", counts->n_reconnects) && add_number(l2, "errors", counts->n_errors);
+}
+
+static bool add_sessions(cJSON *root, const struct store_stats *stats)
+{
+    cJSON *sessions = cJSON_AddObjectToObject(root, "sessions");
+
+    return sessions && add_number(sessions, "fetches", stats->n_fetches) &&
+           add_number(sessions, "commits", stats->n_commits) && add_number(sessions, "expired", stats->n_expired) &&
+           add_number(sessions, "unsaved", stats->n_dirty) && add_number(sessions, "refused", stats->n_bad);
+}
+
+static bool add_store(cJSON *root, const struct status *status)
+{
+    struct store_stats stats;
+
+    store_stats(status->store, &stats);
+    return add_sessions(root, &stats) && add_l1(root, &stats) && add_l2(root, &stats);
+}
+
+/* A part of the text each. */
 static bool (*const sections[])(cJSON *root, const struct status *status) = {
     add_daemon,
     add_fs,
+    add_store,
 };
 
 char *status_text(void *arg)

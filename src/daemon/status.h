@@ -11,10 +11,10 @@ struct fs;
 struct store;
 
 struct status {
-    const char *source;     /* without password; lent, as all of these */
+    const char *source; /* without password; lent, as all of these */
     const char *mountpoint;
     const char *name_space;
-    uint64_t started_ms;    /* clock_now_ms() */
+    uint64_t started_ms; /* clock_now_ms() */
     struct fs *fs;
     struct store *store;
 };

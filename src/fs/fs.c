@@ -94,6 +94,7 @@ int fs_new(struct fs **ret, const struct fs_config *config, char *why, size_t wh
     fs->store = config->store;
     fs->mountpoint = strdup(config->mountpoint);
     fs->n_workers = count_workers(config->n_workers);
+    fs->fd = -1;
     fs->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     fs->se = new_session(fs);
     if (!fs->se) {
@@ -217,6 +218,7 @@ void fs_free(struct fs *fs)
     if (fs->se)
         fuse_session_destroy(fs->se);
     closep(&fs->event_fd);
+    closep(&fs->fd);
     free(fs->mountpoint);
     free(fs);
 }

@@ -49,6 +49,7 @@ struct fs {
     struct store *store;
     struct fuse_session *se;
     char *mountpoint;
+    int fd;                        /* /dev/fuse */
     int event_fd;                  /* tells fs_run(): something of the following changed */
     _Atomic bool is_leaving, is_stopping, is_agreed; /* asked to stop; the workers end; INIT was answered */
     bool is_mounted;

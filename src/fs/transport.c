@@ -8,6 +8,7 @@
 #include "fs/internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <signal.h>
 #include <string.h>
@@ -59,7 +60,7 @@ static ssize_t transport_writev(int fd, struct iovec *iov, int count, void *user
 
     if (is_init)
         patch_init(fs, iov, count);
-    ssize_t n = writev(fd, iov, count);
+    ssize_t n = writev(fs->fd, iov, count);
     if (is_init) {
         atomic_store(&fs->init_unique, 0);
         wake_main(fs);
@@ -76,7 +77,9 @@ int transport_hook(struct fs *fs)
 {
     static const struct fuse_custom_io io = {.writev = transport_writev, .read = transport_read};
 
-    return fuse_session_custom_io(fs->se, &io, fuse_session_fd(fs->se));
+    /* libfuse closes its descriptor when it unmounts; ours lives until nobody replies any more */
+    fs->fd = fcntl(fuse_session_fd(fs->se), F_DUPFD_CLOEXEC, 0);
+    return fs->fd < 0 ? -errno : fuse_session_custom_io(fs->se, &io, fuse_session_fd(fs->se));
 }
 
 static void look_at(struct fs *fs, const char *buffer, size_t size)
@@ -99,10 +102,9 @@ static void look_at(struct fs *fs, const char *buffer, size_t size)
 
 static void serve(struct fs *fs, char *buffer, size_t room)
 {
-    int fd = fuse_session_fd(fs->se);
 
     while (!atomic_load(&fs->is_stopping)) {
-        ssize_t n = read(fd, buffer, room);
+        ssize_t n = read(fs->fd, buffer, room);
         if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
             continue;
         if (n < 0 && errno != ENODEV)

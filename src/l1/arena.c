@@ -266,8 +266,8 @@ void *arena_get(struct arena *arena, size_t n_pages)
 }
 
 /*
- * Zeroes by writing, or by giving the memory back. Measured for 1 MiB: writing takes 12 us; giving back takes 180 us, and
- * the page faults of the next use 680 us more. So only what is very large, and rare, is given back.
+ * Zeroes by writing, or by giving the memory back. Measured for 1 MiB: writing takes 12 us; giving back takes 180 us,
+ * and the page faults of the next use 680 us more. So only what is very large, and rare, is given back.
  */
 static void wipe(struct arena *arena, char *pages, size_t n_pages)
 {
@@ -330,8 +330,8 @@ static bool has_bad_page(size_t at, size_t n, const size_t *bad, size_t n_bad)
 }
 
 /*
- * Looks at windows that overlap by half, in a huge arena at a sample of them: a good one will do. The search goes on where
- * the last one ended: in a full arena, where all are alike, the windows take turns.
+ * Looks at windows that overlap by half, in a huge arena at a sample of them: a good one will do. The search goes on
+ * where the last one ended: in a full arena, where all are alike, the windows take turns.
  */
 static size_t emptiest_window(const struct arena *arena, size_t n, const size_t *bad, size_t n_bad)
 {

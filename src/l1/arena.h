@@ -47,8 +47,8 @@ void arena_put(struct arena *arena, void *pages, size_t n_pages);
 void arena_own(struct arena *arena, void *pages, size_t n_pages, struct l1_entry *entry);
 
 /**
- * arena_claim() - choose a window of @n_pages that takes the fewest evictions, keep its free pages back, and from now on
- * those which are put
+ * arena_claim() - choose a window of @n_pages that takes the fewest evictions, keep its free pages back, and from now
+ * on those which are put
  * @bad, @n_bad: pages that the window must not contain
  * Return: the first page of it; SIZE_MAX if there is no such window, or another thread has one.
  */

@@ -19,7 +19,7 @@
 #define LOG2_MASK       63u
 
 /* Grows at 5.5 entries a bucket of 7 (then 23.3 bytes an entry), shrinks at 1. */
-#define GROW_AT(n_buckets)   ((n_buckets) * 11 / 2)
+#define GROW_AT(n_buckets)   ((n_buckets)*11 / 2)
 #define SHRINK_AT(n_buckets) (n_buckets)
 
 struct bucket {
@@ -187,7 +187,8 @@ void index_insert(struct index *index, struct l1_entry *entry)
     index->n_entries++;
 }
 
-/* Copies: readers go on in the old table, which does not change any more. The hashes of a bucket are fetched together. */
+/* Copies: readers go on in the old table, which does not change any more. The hashes of a bucket are fetched together.
+ */
 static void copy_entries(uintptr_t to, uintptr_t from)
 {
     for (size_t b = 0; b <= mask_of(from); b++) {

@@ -1,10 +1,9 @@
 /*
- * One shard's table of entries: open addressing in buckets of a cache line, which hold seven pointers and for each a byte
- * of its hash, so that a lookup reads a bucket and the entry it is after, seldom more.
- * Ownership: the table borrows the entries.
- * Threads: index_find() on any thread, in a reader's section (readers.h) or under the shard's lock; under the lock it
- * finds whatever is there, without it may miss an entry that is on the move. All else under the lock.
- * Errors: -ENOMEM from index_reserve().
+ * One shard's table of entries: open addressing in buckets of a cache line, which hold seven pointers and for each a
+ * byte of its hash, so that a lookup reads a bucket and the entry it is after, seldom more. Ownership: the table
+ * borrows the entries. Threads: index_find() on any thread, in a reader's section (readers.h) or under the shard's
+ * lock; under the lock it finds whatever is there, without it may miss an entry that is on the move. All else under the
+ * lock. Errors: -ENOMEM from index_reserve().
  */
 #ifndef SESSIONFS_L1_INDEX_H
 #define SESSIONFS_L1_INDEX_H
@@ -52,8 +51,8 @@ void index_shrink(struct index *index, struct index_table **stale);
 
 void index_free_table(struct index_table *stale);
 
-/** index_collect() - put up to @max entries whose hash is >= *@position into @ret and move *@position behind them; their
-    number, 0 at the end. Growth and shrinking in between do not disturb the order. */
+/** index_collect() - put up to @max entries whose hash is >= *@position into @ret and move *@position behind them;
+   their number, 0 at the end. Growth and shrinking in between do not disturb the order. */
 size_t index_collect(const struct index *index, uint64_t *position, struct l1_entry **ret, size_t max);
 
 size_t index_bytes(const struct index *index);

@@ -23,9 +23,9 @@
 #define WALK_BATCH 64
 
 /*
- * Why a reader may look at an entry without a lock: what leaves a shard's index is freed, or gets another name, only after
- * readers_wait() for that shard; and it may pin only what has pins (entry_pin_if_alive()). A reader that finds nothing asks
- * again under the lock, so that it misses nothing which is being moved by growth or by a rename.
+ * Why a reader may look at an entry without a lock: what leaves a shard's index is freed, or gets another name, only
+ * after readers_wait() for that shard; and it may pin only what has pins (entry_pin_if_alive()). A reader that finds
+ * nothing asks again under the lock, so that it misses nothing which is being moved by growth or by a rename.
  */
 struct shard {
     _Alignas(64) pthread_mutex_t lock;
@@ -261,10 +261,11 @@ struct l1_entry *l1_get(struct l1 *l1, uint64_t dir, const char *name, size_t si
     if (!made)
         return NULL;
     entry = insert_or_find(l1, made, &key);
-    if (entry == made)
+    if (entry == made) {
         *is_new = true;
-    else
-        destroy(l1, made);
+        return entry;
+    }
+    destroy(l1, made);
     if (entry)
         l1_mark_used(entry);
     return entry;
@@ -434,7 +435,8 @@ static void clear_window(struct l1 *l1, size_t *page)
             return;
 }
 
-/* Choose a window of that many pages and evict whose pages they are; a window with a page that must stay is given up. */
+/* Choose a window of that many pages and evict whose pages they are; a window with a page that must stay is given up.
+ */
 static void *get_by_window(struct l1 *l1, size_t n_pages)
 {
     size_t bad[N_WINDOWS];

@@ -23,6 +23,7 @@ static void add_locked(struct sieve *sieve, struct l1_entry *entry)
     *(sieve->newest ? &sieve->newest->newer : &sieve->oldest) = entry;
     sieve->newest = entry;
     entry->is_resident = true;
+    atomic_store_explicit(&entry->used, 0, memory_order_relaxed); /* it has yet to show that it is asked for again */
     sieve->n_entries++;
 }
 

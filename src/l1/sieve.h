@@ -1,7 +1,7 @@
 /*
- * SIEVE: the list of resident entries in the order in which they came, and a hand that goes from the oldest to the newest
- * and round again. Used entries lose their mark and stay where they are; the first unused one is the candidate. An
- * entry that is looked up once and never again (a scan) goes at the hand's first visit; the used ones survive.
+ * SIEVE: the list of resident entries in the order in which they came, and a hand that goes from the oldest to the
+ * newest and round again. Used entries lose their mark and stay where they are; the first unused one is the candidate.
+ * An entry that is looked up once and never again (a scan) goes at the hand's first visit; the used ones survive.
  * Ownership: the list borrows the entries; the last pin takes an entry out before it is freed.
  * Threads: any; one lock.
  * Errors: none.

@@ -11,7 +11,7 @@
 #include "base/macros.h"
 
 #define PORT_DEFAULT 6379
-#define DB_MAX 65535u
+#define DB_MAX       65535u
 
 /* A piece of the source, not terminated. */
 struct span {
@@ -65,7 +65,8 @@ static int decode(struct span in, const char *what, char **ret, struct why why)
         if (byte <= 0) {
             explicit_bzero(out, n);
             free(out);
-            return byte ? fail(why, "the %s has a %% that is not followed by two hexadecimal digits (write %%25 for a %%)",
+            return byte ? fail(why,
+                               "the %s has a %% that is not followed by two hexadecimal digits (write %%25 for a %%)",
                                what)
                         : fail(why, "the %s contains a zero byte", what);
         }
@@ -139,12 +140,13 @@ static int parse_host(struct l2_address *address, struct span in, struct why why
         return fail(why, "the host is missing");
     struct span rest = {host.at + host.size + is_ipv6, in.size - host.size - 2u * is_ipv6};
     if (!is_ipv6 && rest.size && memchr(rest.at + 1, ':', rest.size - 1))
-        return fail(why, "more than one : behind the host; an IPv6 address goes into brackets, as in redis://[::1]:6379, "
-                         "and a password before an @");
+        return fail(why,
+                    "more than one : behind the host; an IPv6 address goes into brackets, as in redis://[::1]:6379, "
+                    "and a password before an @");
     if (!host_is_valid(host, is_ipv6))
         return fail(why, "the host is neither a name nor an address");
-    if (rest.size && (rest.at[0] != ':' || parse_number((struct span){rest.at + 1, rest.size - 1}, 65535, &port) < 0 ||
-                      port == 0))
+    if (rest.size &&
+        (rest.at[0] != ':' || parse_number((struct span){rest.at + 1, rest.size - 1}, 65535, &port) < 0 || port == 0))
         return fail(why, "the port is a number from 1 to 65535");
 
     address->port = (uint16_t)port;

@@ -144,7 +144,6 @@ static bool succeed_locked(struct commit *commit, struct session *session)
 
     session->version = commit->version;
     session->saved_no = commit->change_no;
-    session->base_mtime_ns = commit->meta.mtime_ns;
     session->generation = is_overtaken ? 0 : commit->op.generation;
     if (session->content && session->content == commit->content)
         session->content->unique = commit->version.unique;

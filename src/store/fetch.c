@@ -160,39 +160,38 @@ static void replace_content_locked(struct fetch *fetch, struct session *session)
         session_set_content_locked(store, session, NULL);
 }
 
-/* A touch elsewhere moves the deadline only; the time of the touch follows from it. Coarse, so that it stays put. */
-static void derive_times_locked(struct fetch *fetch, struct session *session, bool is_same)
+/*
+ * A touch elsewhere moves the deadline and nothing else: when it was follows from that. Only what is clearly later than the
+ * save counts, and once shown it stays put: PTTL and clocks are a little off each time.
+ */
+static void derive_times_locked(struct fetch *fetch, struct session *session, int64_t shown_ns)
 {
-    int64_t ttl_ms = (int64_t)session->ttl_ms, was_ns = session->mtime_ns;
+    int64_t ttl_ms = (int64_t)session->ttl_ms;
 
-    session->mtime_ns = session->base_mtime_ns;
     if (fetch->op.pttl_ms < 0 || !ttl_ms || session->policy != SEAL_POLICY_SLIDING)
         return;
     int64_t touched_ns = clock_wall_ns() + (fetch->op.pttl_ms - ttl_ms) * 1000000;
     int64_t coarse_ns = (int64_t)min_u64(1000, (uint64_t)ttl_ms / 16 + 20) * 1000000;
-    if (is_same && was_ns + coarse_ns > touched_ns)
-        session->mtime_ns = was_ns;
-    else if (touched_ns > session->mtime_ns + coarse_ns)
-        session->mtime_ns = touched_ns;
-    if (session->mtime_ns > session->ctime_ns)
-        session->ctime_ns = session->mtime_ns;
+    if (shown_ns > session->ctime_ns && shown_ns + coarse_ns > touched_ns)
+        touched_ns = shown_ns;
+    else if (touched_ns <= session->ctime_ns + coarse_ns)
+        return;
+    session->mtime_ns = session->ctime_ns = touched_ns;
 }
 
 static void adopt_locked(struct fetch *fetch, struct session *session)
 {
     struct store *store = fetch->store;
     bool is_same = (session->flags & S_IS_KNOWN) && session->version.unique == fetch->head.version.unique;
-    int64_t mtime_ns = session->mtime_ns;
+    int64_t shown_ns = is_same ? session->mtime_ns : 0;
 
     session_adopt_meta_locked(store, session, &fetch->meta);
-    if (is_same)
-        session->mtime_ns = mtime_ns;
     session->size = fetch->head.content_size;
     session->version = fetch->head.version;
     replace_content_locked(fetch, session);
     session->flags &= ~(unsigned)S_BAD;
     session->generation = fetch->was_invalidated ? 0 : fetch->op.generation;
-    derive_times_locked(fetch, session, is_same);
+    derive_times_locked(fetch, session, shown_ns);
     session_set_deadline_locked(store, session, fetch->op.pttl_ms < 0 ? 0 : max_u64(1, (uint64_t)fetch->op.pttl_ms));
 }
 
@@ -245,6 +244,8 @@ static void log_failure(struct fetch *fetch, int error)
     if (error == 0 || error == -EIO || error == -ENOENT)
         return;
     atomic_fetch_add(&store->n_bad, 1);
+    if (fetch->session == store->root)
+        return; /* store_new() says it */
     log_error(0, "store: session %.8s..: %s", fetch->key + fetch->key_size - SEAL_ID_TEXT,
               error == -EBADMSG  ? "what Redis has does not authenticate: it was damaged, moved or made with another key"
               : error == -ENOKEY ? "it was sealed with a key that the key file does not have"

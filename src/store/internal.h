@@ -103,7 +103,6 @@ struct session {
     unsigned link;               /* which link its key uses */
     uint64_t ino, size, ttl_ms;
     int64_t mtime_ns, ctime_ns, created_ns;
-    int64_t base_mtime_ns;       /* as saved; mtime_ns is later after touches */
     enum seal_policy policy;
     uint32_t xattrs_size;
     char *xattrs;

@@ -241,7 +241,7 @@ void session_adopt_meta_locked(struct store *store, struct session *session, con
     session->ttl_ms = meta->ttl_ms;
     session->policy = meta->policy;
     session->created_ns = meta->created_ns;
-    session->mtime_ns = session->base_mtime_ns = meta->mtime_ns;
+    session->mtime_ns = meta->mtime_ns;
     session->ctime_ns = meta->ctime_ns;
     adopt_xattrs(session, meta);
     if (S_ISDIR(meta->mode)) {

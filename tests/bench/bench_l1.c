@@ -1,11 +1,11 @@
 /*
  * What a lookup in L1 costs: find by name, pin, unpin. Printed as a table, with --json as JSON. --quick: fewer rounds.
  * Names are drawn uniformly beforehand and lie in a row in the order of their use: a request brings its name into the
- * cache. Two threads draw both from all sessions, or ("apart") each from a half of its own: the difference is what it costs
- * that both pin the same entries. The yardstick for many sessions is a load that depends on the one
- * before, from an array as large as the entries: a lookup is two such cache misses and some arithmetic.
- * Times are the threads' processor time, each thread on a processor of its own, the median of several runs: so a busy machine
- * disturbs less. But two threads disturb each other only while both run: judge them on an idle machine.
+ * cache. Two threads draw both from all sessions, or ("apart") each from a half of its own: the difference is what it
+ * costs that both pin the same entries. The yardstick for many sessions is a load that depends on the one before, from
+ * an array as large as the entries: a lookup is two such cache misses and some arithmetic. Times are the threads'
+ * processor time, each thread on a processor of its own, the median of several runs: so a busy machine disturbs less.
+ * But two threads disturb each other only while both run: judge them on an idle machine.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -113,7 +113,7 @@ static struct l1 *make_l1(struct slab *slab, size_t n_sessions)
                                .release = free_session,
                                .evict = evict_nothing,
                                .owner = slab};
-    struct l1 *l1;
+    struct l1 *l1 = NULL;
     size_t bytes = n_sessions * sizeof(struct session);
     slab->n_made = 0;
     slab->sessions = aligned_alloc(64, bytes);
@@ -189,7 +189,8 @@ static void *look_up(void *arg)
 }
 
 /* Nanoseconds a lookup, the median of N_RUNS; n threads together do n in the time of one. */
-static double measure(struct l1 *l1, const char (*names)[NAME_SIZE], size_t n, size_t n_threads, bool is_apart, size_t n_rounds)
+static double measure(struct l1 *l1, const char (*names)[NAME_SIZE], size_t n, size_t n_threads, bool is_apart,
+                      size_t n_rounds)
 {
     double ns[N_RUNS];
     char(*draws[2])[NAME_SIZE];
@@ -259,11 +260,11 @@ int main(int argc, char **argv)
     }
     size_t n_hot_rounds = is_quick ? 2 : 8, n_many_rounds = is_quick ? 1 : 2;
 
-    char (*names)[NAME_SIZE] = malloc((size_t)N_MANY * NAME_SIZE);
+    char(*names)[NAME_SIZE] = malloc((size_t)N_MANY * NAME_SIZE);
     if (!names)
         die("no memory");
     make_names(names, N_MANY);
-    const char (*all)[NAME_SIZE] = (const char (*)[NAME_SIZE])names;
+    const char(*all)[NAME_SIZE] = (const char(*)[NAME_SIZE])names;
 
     struct slab slab;
     struct l1 *hot = make_l1(&slab, N_HOT);
@@ -291,9 +292,11 @@ int main(int argc, char **argv)
     free(names);
 
     if (is_json) {
-        printf("{\"lookup_ns\": {\"sessions_1000\": {\"threads_1\": %.1f, \"threads_2\": %.1f, \"threads_2_apart\": %.1f}, "
+        printf("{\"lookup_ns\": {\"sessions_1000\": {\"threads_1\": %.1f, \"threads_2\": %.1f, \"threads_2_apart\": "
+               "%.1f}, "
                "\"sessions_1000000\": {\"threads_1\": %.1f, \"threads_2\": %.1f}}, "
-               "\"speedup_2_threads\": {\"sessions_1000\": %.2f, \"sessions_1000_apart\": %.2f, \"sessions_1000000\": %.2f}, "
+               "\"speedup_2_threads\": {\"sessions_1000\": %.2f, \"sessions_1000_apart\": %.2f, \"sessions_1000000\": "
+               "%.2f}, "
                "\"dependent_load_ns\": %.1f, \"lookup_per_load\": %.2f, "
                "\"bytes_per_session_2k\": %.1f, \"index_bytes_per_session\": %.1f}\n",
                hot1, hot2, apart2, many1, many2, hot1 / hot2, hot1 / apart2, many1 / many2, load, many1 / load, bytes,

@@ -1,5 +1,5 @@
 """
-What the tests import: mounts of sessionfs, and by name all of base.py (processes, polling, files) and server.py (Redis).
+What the tests import: mounts of sessionfs, and what base.py (processes, polling, files) and server.py (Redis) have.
 """
 import json
 import os

@@ -27,7 +27,8 @@ def prepare_permissions(d, user):
 
 def run_permissions(d):
     opens = [result(lambda path, flags: os.close(os.open(path, flags, 0o600)), d + name, flags)
-             for name in (b"/secret", b"/public", b"/writable", b"/mine", b"/closed/f", b"/closed/new", b"/readable/new")
+             for name in (b"/secret", b"/public", b"/writable", b"/mine", b"/closed/f", b"/closed/new",
+                          b"/readable/new")
              for flags in (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY | os.O_CREAT)]
     changes = [result(os.chmod, d + b"/public", 0o666), result(os.chown, d + b"/mine", 0, 0),
                result(os.chmod, d + b"/mine", 0o600), result(os.utime, d + b"/public"),

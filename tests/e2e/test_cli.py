@@ -255,6 +255,13 @@ def test_a_user_without_access_to_dev_fuse(sessionfs, redis, work):
     sessionfs.leaves_nothing(but=[redis.process.pid])
 
 
+@ROOT_ONLY
+def test_a_container_that_may_not_mount(sessionfs, redis, keyfile):
+    prefix = ["setpriv", "--bounding-set", "-sys_admin"]
+    sessionfs(redis.source, sessionfs.directory(), "-o", f"keyfile={keyfile}", prefix=prefix).fails(1, "CAP_SYS_ADMIN", "--cap-add SYS_ADMIN")
+    sessionfs.leaves_nothing(but=[redis.process.pid])
+
+
 @pytest.mark.parametrize("flags", [(), ("-f",)])
 def test_the_line_is_the_same_in_the_foreground(sessionfs, keyfile, work, flags):
     sessionfs(f"unix://{work}/no.sock", sessionfs.directory(), "-o", f"keyfile={keyfile}", *flags).fails(1, "no.sock")
@@ -538,6 +545,10 @@ def test_the_status_of_a_mount(sessionfs, remote, redis):
     assert status["version"].startswith("0.")
     assert status["uptime_s"] >= 0
     assert status["requests"]["total"] >= status["requests"]["write"] >= 1
+    assert status["l2"]["up"] is True
+    assert status["l2"]["commands"] >= status["l2"]["writes"] >= 1
+    assert {"invalidations", "reads", "reconnects", "errors"} <= set(status["l2"])
+    assert status["l1"]["entries"] >= 1
     text = sessionfs.ctl("status", path).works().out
     assert f"{status['pid']}" in text and "requests.total" in text
     sessionfs.terminate(path)

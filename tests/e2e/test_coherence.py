@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from harness import PYTHON, finish, get_attr, load, outcome, read_all, save, scaled, set_attr, spawn, wait_until, write_all
+from harness import (PYTHON, finish, get_attr, load, outcome, read_all, save, scaled, set_attr, spawn, wait_until,
+                     write_all)
 
 # Maps a file, says "ready", then waits until the mapping starts with the wanted bytes. In a process of its own: a
 # mapping that lost its file ends its reader with SIGBUS.
@@ -126,7 +127,7 @@ def test_a_touch_shows_once_an_eighth_of_the_ttl_is_over(pair):
         return os.stat(b / "f").st_mtime_ns > before + 10**9
 
     wait_until(touched, 7, "a newer mtime on b, from touches alone")
-    wait_until(lambda: abs(os.stat(a / "f").st_mtime_ns - os.stat(b / "f").st_mtime_ns) < 10**9, what="both about equal")
+    wait_until(lambda: abs(os.stat(a / "f").st_mtime_ns - os.stat(b / "f").st_mtime_ns) < 10**9, what="about equal")
 
 
 def test_chmod_and_chown_show(shared):

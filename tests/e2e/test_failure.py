@@ -211,8 +211,8 @@ def kill_links(redis, ids, kind):
     clients = [each for each in redis.clients() if each["id"] in ids]
     subscribed = [each for each in clients if each.get("sub", "0") != "0"]
     assert subscribed and len(clients) > len(subscribed)
-    chosen = {"one": [each for each in clients if each not in subscribed][:1], "invalidation": subscribed, "all": clients}[kind]
-    for client in chosen:
+    one = [each for each in clients if each not in subscribed][:1]
+    for client in {"one": one, "invalidation": subscribed, "all": clients}[kind]:
         redis.cli("CLIENT", "KILL", "ID", client["id"])
 
 
@@ -326,7 +326,8 @@ def test_two_instances_fighting_for_one_session_end_with_one_of_its_versions(pai
 
     def is_settled():
         first, second = outcome(load, a / "f"), outcome(load, b / "f")
-        return first == second and isinstance(first, bytes) and len(first) in (1, 100, 4096, 50_000) and len(set(first)) == 1
+        is_whole = isinstance(first, bytes) and len(first) in (1, 100, 4096, 50_000) and len(set(first)) == 1
+        return first == second and is_whole
 
     wait_until(is_settled, what="both show one whole version")
 

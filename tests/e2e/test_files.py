@@ -26,7 +26,7 @@ def tmpfs():
 
 
 def differences(operations, left, right):
-    """Run each operation in a new directory of either side. Return: name -> (left's result, right's) where they differ."""
+    """Run each operation in a new directory of either side. Return: name -> both results, where they differ."""
     found = {}
     old_umask = os.umask(0o022)
     try:
@@ -235,8 +235,11 @@ def test_another_user_gets_what_tmpfs_gives(mount, tmpfs, group, work):
         shutil.copy(HERE / name, work / name)
     results = []
     for side in (tmpfs, m.path):
-        group.prepare(os.fsencode(side), NOBODY)
-        status, output = run_python(CHILD, str(work), group.name, str(side), user=NOBODY)
+        directory = side / "group"  # the root's own mode may differ
+        directory.mkdir()
+        os.chmod(directory, 0o755)
+        group.prepare(os.fsencode(directory), NOBODY)
+        status, output = run_python(CHILD, str(work), group.name, str(directory), user=NOBODY)
         assert status == 0, output
         results.append(output)
     assert results[0] == results[1]
@@ -246,8 +249,8 @@ def test_what_another_user_creates_is_his(mount):
     m = mount(allow_other=True)
     os.mkdir(m / "open")
     os.chmod(m / "open", 0o777)
-    status, output = run_python("import os, sys; os.umask(0); os.close(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY, 0o640))",
-                                str(m / "open" / "f"), user=NOBODY)
+    code = "import os, sys; os.umask(0); os.close(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY, 0o640))"
+    status, output = run_python(code, str(m / "open" / "f"), user=NOBODY)
     assert status == 0, output
     found = os.stat(m / "open" / "f")
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (NOBODY, NOBODY, 0o640)

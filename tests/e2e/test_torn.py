@@ -37,7 +37,8 @@ def fight(a, b, work, style, seconds):
     writers = [worker("write", m.path, work, prefix, N_FILES, style, seconds, seed, max_writes)
                for m, prefix, seed in ((a, "a", 1), (b, "b", 2))]
     readers = [worker("read", m.path, work, prefix, N_FILES, locked, seconds, seed)
-               for m, prefix, locked, seed in ((a, "b", "unlocked", 3), (b, "a", "unlocked", 4), (a, "a", own, 5), (b, "b", own, 6))]
+               for m, prefix, locked, seed in ((a, "b", "unlocked", 3), (b, "a", "unlocked", 4), (a, "a", own, 5),
+                                               (b, "b", own, 6))]
     wrote, read = results(writers, seconds), results(readers, seconds)
     for counts in read:
         print(style, {name: counts[name] for name in ("reads", "overlapped")})
@@ -61,7 +62,7 @@ def test_readers_on_both_sides_see_one_version_or_another(pair, work, style):
     for counts in wrote:
         for name, (size, digest) in counts["last"].items():
             for m in pair:
-                wait_until(lambda: is_version(m / name, size, digest), what=f"the last version of {name} on {m.path.name}")
+                wait_until(lambda: is_version(m / name, size, digest), what=f"the last {name} on {m.path.name}")
             assert torn_worker.check(load(a / name)) is not None
 
 

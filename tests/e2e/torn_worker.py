@@ -1,8 +1,10 @@
 """
 Writers and readers of checksummed sessions, for test_torn.py and others. Run as a program:
 
-    torn_worker.py write DIRECTORY LOCKS PREFIX COUNT STYLE SECONDS SEED MAX_WRITES  -> {"last": {name: [size, sha]}, ...}
-    torn_worker.py read  DIRECTORY LOCKS PREFIXES COUNT LOCKED SECONDS SEED          -> {"reads":, "overlapped":, "violations": [...]}
+    torn_worker.py write DIRECTORY LOCKS PREFIX COUNT STYLE SECONDS SEED MAX_WRITES
+        -> {"last": {name: [size, sha256]}, "saves": n}
+    torn_worker.py read DIRECTORY LOCKS PREFIXES COUNT locked|unlocked SECONDS SEED
+        -> {"reads": n, "overlapped": n, "violations": [text]}
 
 A payload of 48 bytes and more is: its length and its sequence number (8 bytes each), SHA-256 of these and the body, the
 body. A smaller one is a row of bytes that its length and its first byte determine.

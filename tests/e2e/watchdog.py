@@ -2,11 +2,11 @@
 The suite's watchdog: a process of its own which ends what a test started when the test's time is up.
 
 It must be another process: a test that hangs inside a system call on a dead mount, or in a page fault of a mapping
-(which holds Python's lock), runs neither signal handlers nor threads. It never touches a mount itself: it kills by pid and
-aborts FUSE connections through /sys/fs/fuse/connections, after which every hung call returns with an error.
+(which holds Python's lock), runs neither signal handlers nor threads. It never touches a mount itself: it kills by pid
+and aborts FUSE connections through /sys/fs/fuse/connections, after which every hung call returns with an error.
 
-Commands on standard input, one a line: "arm SECONDS", "disarm", "+pid N", "-pid N", "+conn N", "-conn N". End of file
-means that the suite itself is gone: what is still registered is ended too.
+Commands on standard input, one a line: "arm SECONDS", "disarm", "+pid N", "-pid N", "+conn N", "-conn N". End of
+file means that the suite itself is gone: what is still registered is ended too.
 """
 import os
 import select

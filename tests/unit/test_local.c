@@ -273,12 +273,11 @@ END_TEST
 
 START_TEST(no_lock_of_ours_reaches_the_server)
 {
-    char fds[64], link[64], target[512];
+    char link[64], target[512];
 
     start(&local);
     for (int fd = 3; fd < 256; fd++) {
-        snprintf(fds, sizeof(fds), "/proc/%d/fd/%d", (int)server_pid(), fd);
-        snprintf(link, sizeof(link), "%s", fds);
+        snprintf(link, sizeof(link), "/proc/%d/fd/%d", (int)server_pid(), fd);
         ssize_t n = readlink(link, target, sizeof(target) - 1);
         if (n < 0)
             continue;

@@ -121,7 +121,8 @@ START_TEST(help_and_version_need_nothing_else)
     static const struct {
         const char *arg;
         int task;
-    } rows[] = {{"-h", OPTIONS_HELP}, {"--help", OPTIONS_HELP}, {"-V", OPTIONS_VERSION}, {"--version", OPTIONS_VERSION}};
+    } rows[] = {
+        {"-h", OPTIONS_HELP}, {"--help", OPTIONS_HELP}, {"-V", OPTIONS_VERSION}, {"--version", OPTIONS_VERSION}};
 
     ck_assert_int_eq(parse(rows[_i].arg, NULL), rows[_i].task);
 }
@@ -129,11 +130,12 @@ END_TEST
 
 START_TEST(every_option_reaches_its_setting)
 {
-    ck_assert_msg(parse("/m", "-o",
-                        "ttl=none,namespace=A.b_c-9,keyfile=/k,l1_size=2G,max_session=1M,connections=256,timeout=1500ms,"
-                        "uid=0,gid=4294967294,umask=0027,fsname=x",
-                        NULL) == OPTIONS_MOUNT,
-                  "%s", why);
+    ck_assert_msg(
+        parse("/m", "-o",
+              "ttl=none,namespace=A.b_c-9,keyfile=/k,l1_size=2G,max_session=1M,connections=256,timeout=1500ms,"
+              "uid=0,gid=4294967294,umask=0027,fsname=x",
+              NULL) == OPTIONS_MOUNT,
+        "%s", why);
     ck_assert_uint_eq(settings.ttl_ms, 0);
     ck_assert_str_eq(settings.name_space, "A.b_c-9");
     ck_assert_str_eq(settings.keyfile, "/k");
@@ -270,8 +272,8 @@ END_TEST
 START_TEST(bad_usage_is_refused)
 {
     static const char *const rows[][4] = {
-        {NULL},     {""},           {"-f"},  {"a", "b", "c"}, {"-x", "/m"}, {"--nonsense", "/m"}, {"/m", "-o"}, {"/m", "-c"},
-        {"redis://h"}, {"local:/d"}, {"nonsense://h", "/m"}, {"a", "--", "b", "c"},
+        {NULL},       {""},         {"-f"},        {"a", "b", "c"}, {"-x", "/m"},           {"--nonsense", "/m"},
+        {"/m", "-o"}, {"/m", "-c"}, {"redis://h"}, {"local:/d"},    {"nonsense://h", "/m"}, {"a", "--", "b", "c"},
     };
 
     ck_assert_msg(parse(rows[_i][0], rows[_i][1], rows[_i][2], rows[_i][3], NULL) == -EINVAL, "row %d", _i);

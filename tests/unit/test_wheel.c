@@ -186,7 +186,7 @@ static void check_sleep(uint64_t now)
             first = times[i];
     /* A tick's rounding may lie between. */
     CHECK(first == UINT64_MAX || first >= UINT64_MAX / 2 ||
-              now + wheel_next_ms(wheel, now) < (first > now ? first : now) + WHEEL_TICK_MS);
+          now + wheel_next_ms(wheel, now) < (first > now ? first : now) + WHEEL_TICK_MS);
 }
 
 START_TEST(random_sets_and_cancels_agree_with_a_plain_list)
