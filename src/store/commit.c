@@ -240,9 +240,11 @@ static void on_finished(struct l2_op *op)
         session->generation = session->generation ? op->generation : 0;
     session->finish_at_ms = clock_now_ms() + FINISH_MS;
     store_arm_locked(store, session);
+    struct store_op *ops = op_take_waiters_locked(session);
     pthread_mutex_unlock(&session->lock);
     if (is_overtaken)
         session_distrust(store, session);
+    op_run_all(ops);
     session_unpin(store, session);
     free(finish);
 }

@@ -253,11 +253,42 @@ static void log_failure(struct fetch *fetch, int error)
                                  : strerror(-error));
 }
 
+/*
+ * L2 lost everything, the root's entry too: make it again as it was here, or take the one that somebody else just made. What
+ * waits for it goes on meanwhile.
+ */
+static void root_is_back(struct commit *commit, int result)
+{
+    struct store *store = commit->store;
+
+    pthread_mutex_lock(&store->root->lock);
+    store->root->flags &= ~(unsigned)S_BUSY;
+    if (result == 0) {
+        store->root->version = commit->version;
+        store->root->generation = commit->op.generation;
+    } else {
+        store->root->generation = 0;
+    }
+    struct store_op *ops = op_take_waiters_locked(store->root);
+    pthread_mutex_unlock(&store->root->lock);
+    op_run_all(ops);
+}
+
+static void revive_root_locked(struct store *store, struct commit **ret)
+{
+    *ret = commit_new_locked(store, store->root, SEAL_STATE_FINISHED);
+    (*ret)->condition = L2_IF_ABSENT;
+    (*ret)->ttl_ms = L2_TTL_NONE;
+    (*ret)->finished = root_is_back;
+    store->root->flags |= S_BUSY;
+}
+
 /* Takes the session's lock; ends the fetch. */
 static void conclude(struct fetch *fetch, int result)
 {
     struct store *store = fetch->store;
     struct session *session = fetch->session;
+    struct commit *revival = NULL;
     bool is_gone = false;
 
     log_failure(fetch, result);
@@ -282,6 +313,9 @@ static void conclude(struct fetch *fetch, int result)
     } else if (result == 0) {
         is_gone = succeed_locked(fetch, session);
         atomic_store(&store->outage_until_ms, 0);
+    } else if (result == -ENOENT && session == store->root) {
+        session->fetch_error = 0;
+        revive_root_locked(store, &revival);
     } else if (result == -ENOENT) {
         is_gone = session_kill_locked(store, session, S_GONE);
     } else if (result == -EIO) {
@@ -296,6 +330,8 @@ static void conclude(struct fetch *fetch, int result)
     struct store_op *ops = op_take_waiters_locked(session);
     session_unlock(session);
 
+    if (revival)
+        commit_send(revival);
     if (is_gone)
         session_tell_gone(store, session);
     op_run_all(ops);

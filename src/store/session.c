@@ -6,10 +6,12 @@
 
 void *session_make(void *owner)
 {
-    struct session *session = calloc(1, sizeof(*session));
+    size_t size = (sizeof(struct session) + 63) / 64 * 64; /* l1 wants its first fields in one cache line */
+    struct session *session = aligned_alloc(64, size);
 
     if (!session)
         return NULL;
+    memset(session, 0, size);
     pthread_mutex_init(&session->lock, NULL);
     session->waiters_end = &session->waiters;
     return session;
@@ -163,8 +165,12 @@ void session_set_content_locked(struct store *store, struct session *session, st
 {
     bool had = session->content, has = content;
 
+    if (session->content && session->content->bytes)
+        l1_pages_own(store->l1, session->content->bytes, session->content->room, NULL);
     content_unref(store, session->content);
     session->content = content;
+    if (content && content->bytes)
+        l1_pages_own(store->l1, content->bytes, content->room, &session->entry);
     if (had == has)
         return;
     if (has)
@@ -365,9 +371,11 @@ static void renewed(struct l2_op *op)
         session->generation = session->generation ? op->generation : 0;
     else
         session->generation = 0;
+    struct store_op *ops = op_take_waiters_locked(session);
     pthread_mutex_unlock(&session->lock);
     if (is_changed)
         session_distrust(store, session);
+    op_run_all(ops);
     session_unpin(store, session);
     free(renewal);
 }

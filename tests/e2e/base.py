@@ -121,7 +121,7 @@ class Supervisor:
         self.process = None
         self.children, self.connections = {}, set()
         self.logs = {}  # name -> path, of the running test, for the report
-        self.has_fired = False
+        self.has_fired = self.is_reported = False
 
     def tell(self, line):
         if self.process is None or self.process.poll() is not None:
@@ -147,7 +147,7 @@ class Supervisor:
         self.tell(f"-conn {number}")
 
     def arm(self, seconds):
-        self.has_fired = False
+        self.has_fired = self.is_reported = False
         self.logs.clear()
         signal.signal(signal.SIGALRM, self.alarm)
         self.tell(f"arm {seconds}")

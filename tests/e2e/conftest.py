@@ -28,8 +28,12 @@ def pytest_sessionstart(session):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Put the ends of the logs into the report of a failure."""
+    """Put the ends of the logs into the report of a failure; a test that ran into its limit has failed."""
     report = (yield).get_result()
+    if supervisor.has_fired and not supervisor.is_reported:
+        supervisor.is_reported = True
+        if report.passed:  # HardLimit met another exception on its way through pytest, and was lost
+            report.outcome, report.longrepr = "failed", "ran into its hard limit"
     if report.failed:
         for name, path in supervisor.logs.items():
             if path.exists():
@@ -41,12 +45,9 @@ def pytest_runtest_makereport(item, call):
 def hard_limit(request):
     """No test runs longer than its limit, not even one that hangs in a system call on a dead mount."""
     marker = request.node.get_closest_marker("limit")
-    seconds = marker.args[0] if marker else LIMIT_S
-    supervisor.arm(seconds)
+    supervisor.arm(marker.args[0] if marker else LIMIT_S)
     yield
     supervisor.disarm()
-    if supervisor.has_fired:  # the exception may have met another one on its way, and been lost
-        pytest.fail(f"ran into its hard limit of {seconds} s", pytrace=False)
 
 
 @pytest.fixture

@@ -173,7 +173,8 @@ class Mount:
             supervisor.remove(self.process)
         self.forget_connection()
         unmount_lazily(self.path)
-        return self.problems + self.sanitizer_reports()
+        # After the hard limit all was killed by us.
+        return ([] if supervisor.has_fired else self.problems) + self.sanitizer_reports()
 
     def sanitizer_reports(self):
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
