@@ -263,6 +263,7 @@ static int resize_locked(struct store *store, struct session *session, uint64_t 
     session->size = size;
     if (content) {
         session->content = resized;
+        l1_pages_own(store->l1, resized->bytes, resized->room, &session->entry);
         l1_mark_used(&session->entry);
     } else {
         session_set_content_locked(store, session, resized);
