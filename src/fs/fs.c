@@ -92,6 +92,7 @@ int fs_new(struct fs **ret, const struct fs_config *config, char *why, size_t wh
     fuse_set_log_func(on_fuse_log);
     fs->config = *config;
     fs->store = config->store;
+    pthread_mutex_init(&fs->streams_lock, NULL);
     fs->mountpoint = strdup(config->mountpoint);
     fs->n_workers = count_workers(config->n_workers);
     fs->fd = -1;
@@ -215,6 +216,8 @@ void fs_free(struct fs *fs)
     if (!fs)
         return;
     unmount(fs);
+    fs_free_streams(fs);
+    pthread_mutex_destroy(&fs->streams_lock);
     if (fs->se)
         fuse_session_destroy(fs->se);
     closep(&fs->event_fd);

@@ -29,6 +29,7 @@ struct call {
 
 /* An open directory. */
 struct stream {
+    struct stream *next, **link; /* fs->streams_lock: whatever the kernel has not closed when the mount ends */
     _Atomic unsigned refs;
     struct session *dir;
     struct store_list *list;
@@ -536,8 +537,30 @@ static void stream_unref(struct fs *fs, struct stream *stream)
 {
     if (atomic_fetch_sub(&stream->refs, 1) != 1)
         return;
+    pthread_mutex_lock(&fs->streams_lock);
+    *stream->link = stream->next;
+    if (stream->next)
+        stream->next->link = stream->link;
+    pthread_mutex_unlock(&fs->streams_lock);
     store_list_free(fs->store, stream->list);
     free(stream);
+}
+
+static void stream_add(struct fs *fs, struct stream *stream)
+{
+    pthread_mutex_lock(&fs->streams_lock);
+    stream->next = fs->streams;
+    stream->link = &fs->streams;
+    if (stream->next)
+        stream->next->link = &stream->next;
+    fs->streams = stream;
+    pthread_mutex_unlock(&fs->streams_lock);
+}
+
+void fs_free_streams(struct fs *fs)
+{
+    while (fs->streams)
+        stream_unref(fs, fs->streams);
 }
 
 static void handle_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
@@ -555,6 +578,7 @@ static void handle_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info
         fuse_reply_err(req, ENOMEM);
         return;
     }
+    stream_add(fs, stream);
     fi->fh = (uintptr_t)stream;
     if (fuse_reply_open(req, fi) < 0)
         stream_unref(fs, stream);
@@ -623,14 +647,12 @@ static void fill(struct call *call)
         list_more(call);
         return;
     }
-    struct fs *fs = call->fs;
-    struct stream *stream = call->stream;
     if (call->op.result < 0)
         fuse_reply_err(call->req, -call->op.result);
     else
         fuse_reply_buf(call->req, out, used);
+    stream_unref(call->fs, call->stream);
     call_free(call);
-    stream_unref(fs, stream);
 }
 
 static void listed(struct store_op *op)

@@ -60,6 +60,8 @@ struct fs {
     _Atomic uint64_t n_calls;      /* requests that are not answered yet */
     _Atomic uint64_t by_opcode[64], n_inval_inode, n_inval_entry;
     struct notifier inodes, entries;
+    pthread_mutex_t streams_lock;
+    struct stream *streams;        /* streams_lock: open directories */
     struct watcher *watcher;
 };
 
@@ -82,6 +84,7 @@ struct fs_raw {
 const struct fs_raw *fs_raw(void);
 
 extern const struct fuse_lowlevel_ops fs_handlers;
+void fs_free_streams(struct fs *fs);
 
 /* transport.c */
 int transport_start(struct fs *fs);

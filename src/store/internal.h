@@ -227,6 +227,7 @@ static inline void session_unpin(struct store *store, struct session *session)
 {
     l1_unpin(store->l1, &session->entry);
 }
+struct dir *session_inside(struct session *session); /* of a directory: what lives in it, else NULL; takes the lock */
 bool session_is_trusted(struct store *store, const struct session *session);
 void session_distrust(struct store *store, struct session *session); /* another instance changed it; takes the lock */
 void session_adopt_meta_locked(struct store *store, struct session *session, const struct seal_meta *meta);

@@ -53,7 +53,7 @@ struct store_list *store_list_new(struct session *dir)
     if (!list)
         return NULL;
     pthread_mutex_init(&list->lock, NULL);
-    list->dir = dir->self;
+    list->dir = session_inside(dir);
     return list;
 }
 

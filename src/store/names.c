@@ -96,7 +96,8 @@ int step_lookup(struct store_op *op)
 struct session *store_peek(struct store *store, struct session *dir, const char *name, size_t size,
                            struct store_attr *attr)
 {
-    struct l1_entry *entry = dir->self ? l1_find(store->l1, dir->self->number, name, size) : NULL;
+    struct dir *inside = session_inside(dir);
+    struct l1_entry *entry = inside ? l1_find(store->l1, inside->number, name, size) : NULL;
 
     if (!entry)
         return NULL;

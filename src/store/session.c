@@ -91,6 +91,14 @@ struct session *session_by_key(struct store *store, const char *key, size_t size
     return found;
 }
 
+struct dir *session_inside(struct session *session)
+{
+    pthread_mutex_lock(&session->lock);
+    struct dir *inside = session->self;
+    pthread_mutex_unlock(&session->lock);
+    return inside;
+}
+
 size_t session_key(const struct store *store, const struct session *session, char key[L2_KEY_MAX])
 {
     size_t n = strlen(store->name_space);
@@ -251,7 +259,9 @@ void session_adopt_meta_locked(struct store *store, struct session *session, con
     session->ctime_ns = meta->ctime_ns;
     adopt_xattrs(session, meta);
     if (S_ISDIR(meta->mode)) {
-        session->self = store_dir(store, meta->dir_id);
+        struct dir *self = store_dir(store, meta->dir_id);
+        if (session->self != self)
+            session->self = self;
         atomic_store(&session->self->ttl_ms, meta->ttl_ms);
         atomic_store(&session->self->policy, meta->policy);
         if (session->n_known)

@@ -360,9 +360,8 @@ void store_closed(struct store *store, struct session *dir, const char *name, si
         l1_walk(store->l1, close_entry, store);
         return;
     }
-    if (!dir->self)
-        return;
-    struct l1_entry *entry = l1_find(store->l1, dir->self->number, name, size);
+    struct dir *inside = session_inside(dir);
+    struct l1_entry *entry = inside ? l1_find(store->l1, inside->number, name, size) : NULL;
     if (!entry)
         return;
     commit_closed(store, CONTAINER_OF(entry, struct session, entry));
@@ -371,9 +370,11 @@ void store_closed(struct store *store, struct session *dir, const char *name, si
 
 void store_watched(struct store *store, struct session *dir, bool is_watched)
 {
+    struct dir *inside = session_inside(dir);
+
     pthread_mutex_lock(&store->watch_lock);
-    if (dir->self)
-        atomic_store(&dir->self->watch, is_watched ? WATCH_ON : WATCH_FAILED);
+    if (inside)
+        atomic_store(&inside->watch, is_watched ? WATCH_ON : WATCH_FAILED);
     struct store_op *ops = store->watch_waiters;
     store->watch_waiters = NULL;
     pthread_mutex_unlock(&store->watch_lock);
