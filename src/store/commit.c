@@ -69,6 +69,7 @@ struct commit *commit_new_locked(struct store *store, struct session *session, e
     commit->ttl_ms = l2_ttl(session);
     commit->change_no = session->change_no;
     commit->started_ms = clock_now_ms();
+    commit->invalid_no = session->invalid_no;
     commit->condition = L2_IF_PRESENT;
     return commit;
 }
@@ -137,14 +138,23 @@ void commit_send(struct commit *commit)
 
 /* ---- the end ---- */
 
+/*
+ * The echo tells whether L2 had our version right after the write. A change after that is reported to us, perhaps before the
+ * reply is: the report comes by another link.
+ */
+uint64_t commit_generation_locked(const struct commit *commit, const struct session *session)
+{
+    bool is_ours = echo_unique(&commit->op) == commit->version.unique && commit->invalid_no == session->invalid_no;
+
+    return is_ours ? commit->op.generation : 0;
+}
+
 /* L2 has our version. @op tells whether it still had it right afterwards, and whether changes will be reported. */
 static bool succeed_locked(struct commit *commit, struct session *session)
 {
-    bool is_overtaken = echo_unique(&commit->op) != commit->version.unique;
-
     session->version = commit->version;
     session->saved_no = commit->change_no;
-    session->generation = is_overtaken ? 0 : commit->op.generation;
+    session->generation = commit_generation_locked(commit, session);
     if (session->content && session->content == commit->content)
         session->content->unique = commit->version.unique;
     session->flags = commit->state == SEAL_STATE_OPEN ? session->flags | S_OPEN : session->flags & ~(unsigned)S_OPEN;
@@ -161,7 +171,7 @@ static bool succeed_locked(struct commit *commit, struct session *session)
         commit_start_locked(commit->store, session, SEAL_STATE_FINISHED);
     if (was_closed && (session->flags & S_OPEN) && !session->commit)
         commit_finish_open_locked(commit->store, session);
-    return is_overtaken;
+    return session->generation == 0;
 }
 
 static void fail_locked(struct commit *commit, struct session *session, int error)

@@ -265,7 +265,7 @@ static void root_is_back(struct commit *commit, int result)
     store->root->flags &= ~(unsigned)S_BUSY;
     if (result == 0) {
         store->root->version = commit->version;
-        store->root->generation = commit->op.generation;
+        store->root->generation = commit_generation_locked(commit, store->root);
     } else {
         store->root->generation = 0;
     }

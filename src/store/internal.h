@@ -95,6 +95,7 @@ struct session {
     unsigned flags;
     uint32_t mode, uid, gid;
     uint32_t fetch_no, done_no;  /* fetches started, and the last that ended */
+    uint32_t invalid_no;         /* changes elsewhere that were reported */
     int fetch_error, commit_error;
     struct dir *dir;             /* where it lives */
     struct dir *self;            /* of a directory: what lives in it */
@@ -153,6 +154,7 @@ struct commit {
     struct seal_version version;
     enum seal_state state;
     uint64_t ttl_ms, change_no, started_ms;
+    uint32_t invalid_no;         /* of the session that has the key: a report may come before our reply does */
     enum l2_condition condition;
     void (*finished)(struct commit *commit, int result); /* instead of the usual end (create, rename) */
     struct store_op *for_op;
@@ -192,6 +194,7 @@ struct store {
     struct wheel *wheel;
 
     _Atomic uint64_t outage_until_ms;
+    _Atomic uint64_t invalid_no;     /* reports of changes elsewhere, of all sessions */
     _Atomic uint64_t n_fetches, n_commits, n_expired, n_dirty, n_bad;
 };
 
@@ -258,6 +261,8 @@ void fetch_settle(struct store *store, struct session *session); /* waited long 
 struct commit *commit_new_locked(struct store *store, struct session *session, enum seal_state state);
 void commit_start_locked(struct store *store, struct session *session, enum seal_state state); /* sent by session_unlock() */
 void commit_send(struct commit *commit); /* without locks */
+/* The generation to trust our new version by, 0 if it is not to be trusted: @session has its key. */
+uint64_t commit_generation_locked(const struct commit *commit, const struct session *session);
 void commit_free(struct commit *commit);
 void commit_finish_open_locked(struct store *store, struct session *session); /* mark our open version finished */
 void commit_closed(struct store *store, struct session *session);

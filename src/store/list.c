@@ -42,6 +42,7 @@ struct list_read {
     struct store *store;
     char key[L2_KEY_MAX];
     size_t key_size, wanted;
+    uint64_t invalid_no;         /* the store's, when it was sent */
     unsigned char *blob;
     size_t n_blob;
 };
@@ -205,7 +206,8 @@ static void learn(struct list_read *read, const struct seal_head *head, const st
         session_adopt_meta_locked(store, session, meta);
         session->size = head->content_size;
         session->version = head->version;
-        session->generation = read->op.generation;
+        /* a report of a change since would have found no session to tell */
+        session->generation = read->invalid_no == atomic_load(&store->invalid_no) ? read->op.generation : 0;
         session_set_deadline_locked(store, session, read->op.pttl_ms < 0 ? 0 : max_u64(1, (uint64_t)read->op.pttl_ms));
     }
     pthread_mutex_unlock(&session->lock);
@@ -276,6 +278,7 @@ static void read_entry(struct store_list *list, struct store *store, const char 
     memcpy(read->key, key, size);
     read->key_size = size;
     read->wanted = LIST_PREFIX;
+    read->invalid_no = atomic_load(&store->invalid_no);
     l2_read(store->l2, &read->op, read->key, size, LIST_PREFIX);
 }
 

@@ -120,8 +120,6 @@ enum { CREATE_START, CREATE_ASKED, CREATE_FOUND };
 
 static void adopt_commit_locked(struct commit *commit, struct session *session)
 {
-    bool is_overtaken = echo_unique(&commit->op) != commit->version.unique;
-
     session_adopt_meta_locked(commit->store, session, &commit->meta);
     session_set_content_locked(commit->store, session, content_ref(commit->content));
     if (session->content)
@@ -129,7 +127,7 @@ static void adopt_commit_locked(struct commit *commit, struct session *session)
     session->size = commit->content ? commit->content->size : 0;
     session->version = commit->version;
     session->saved_no = session->change_no;
-    session->generation = is_overtaken ? 0 : commit->op.generation;
+    session->generation = commit_generation_locked(commit, session);
     session->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : commit->started_ms + commit->ttl_ms;
     store_arm_locked(commit->store, session);
 }
@@ -452,6 +450,7 @@ static void end_rename(struct store_op *op, int result, struct commit *commit)
     to->flags &= ~(unsigned)S_BUSY;
     if (result == 0) {
         struct dir *dir = to->dir;
+        uint64_t generation = commit_generation_locked(commit, to);
         char name[256];
         size_t size = to->entry.name_size;
         memcpy(name, to->entry.name, size);
@@ -465,7 +464,7 @@ static void end_rename(struct store_op *op, int result, struct commit *commit)
         if (from->content)
             from->content->unique = commit->version.unique;
         from->flags &= ~(unsigned)(S_OPEN | S_WHOLE);
-        from->generation = echo_unique(&commit->op) == commit->version.unique ? commit->op.generation : 0;
+        from->generation = generation;
     } else {
         from->generation = to->generation = 0;
     }
@@ -540,6 +539,7 @@ static void write_new(struct store_op *op)
     moved->meta.ctime_ns = clock_wall_ns();
     pthread_mutex_lock(&to->lock);
     moved->key_size = session_key(store, to, moved->key);
+    moved->invalid_no = to->invalid_no;
     pthread_mutex_unlock(&to->lock);
     moved->condition = op->no_replace ? L2_IF_ABSENT : L2_ALWAYS;
     moved->finished = new_is_written;

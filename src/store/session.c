@@ -222,6 +222,7 @@ void session_distrust(struct store *store, struct session *session)
 {
     pthread_mutex_lock(&session->lock);
     session->generation = 0;
+    session->invalid_no++;
     if (session->fetch)
         fetch_wake_locked(session->fetch);
     bool is_known = session->n_known;

@@ -267,8 +267,9 @@ static void *timer_thread(void *arg)
 static void on_invalidated(void *owner, const char *key, size_t size)
 {
     struct store *store = owner;
-    struct session *session = session_by_key(store, key, size);
 
+    atomic_fetch_add(&store->invalid_no, 1);
+    struct session *session = session_by_key(store, key, size);
     if (!session)
         return;
     session_distrust(store, session);
