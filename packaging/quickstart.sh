@@ -228,7 +228,8 @@ tour() {
 
     title "Its time to live is an attribute"
     show setfattr -n user.session.ttl -v 30m "$1/$NAME"
-    show getfattr --absolute-names -n user.session.ttl -n user.session.expires "$1-2/$NAME"
+    show getfattr --absolute-names -n user.session.ttl "$1-2/$NAME"
+    show getfattr --absolute-names -n user.session.expires "$1-2/$NAME"
 
     title "What Redis holds"
     show_redis "$1"

@@ -2,15 +2,12 @@
 #include <sessionfs/fs.h>
 
 #include <errno.h>
-#include <fcntl.h>
 #include <linux/fuse.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,7 +17,6 @@
 #include "fs/internal.h"
 
 #define CALLS_MS 10000u
-#define READ_AHEAD "2048"
 
 /* libfuse reports to its log only; the last line is the reason. */
 static pthread_mutex_t why_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -121,23 +117,6 @@ fail:
     return r;
 }
 
-/* Larger read-ahead makes fewer and larger requests of a cold read; who may not set it lives with the default. */
-static void raise_read_ahead(struct fs *fs)
-{
-    struct stat st;
-    char path[96];
-
-    if (stat(fs->mountpoint, &st) < 0)
-        return;
-    snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (write(fd, READ_AHEAD, strlen(READ_AHEAD)) < 0)
-        log_debug("fs: the read-ahead stays as it is");
-    close(fd);
-}
-
 static void wait_until_over(struct fs *fs, void (*ready)(void *), void *arg)
 {
     bool is_ready = false;
@@ -151,7 +130,7 @@ static void wait_until_over(struct fs *fs, void (*ready)(void *), void *arg)
             return;
         if (atomic_load(&fs->is_agreed) && !is_ready) {
             is_ready = true;
-            raise_read_ahead(fs);
+            watch_ready(fs);
             ready(arg);
         }
     }
@@ -191,12 +170,14 @@ int fs_run(struct fs *fs, void (*ready)(void *arg), void *arg)
     }
     if (r == 0)
         wait_until_over(fs, ready, arg);
-    watch_settle(fs);
-    unmount(fs); /* the workers still answer what that makes the kernel ask */
+    if (fs->watcher)
+        watch_settle(fs);
+    watch_stop(fs); /* the workers still answer what this and the unmount make the kernel ask */
+    unmount(fs);
     transport_stop(fs);
-    watch_stop(fs);
     wait_for_calls(fs);
     store_set_events(fs->store, NULL);
+    watch_free(fs);
     notify_stop(fs);
     return r;
 }

@@ -90,7 +90,8 @@ void fs_free_streams(struct fs *fs);
 int transport_start(struct fs *fs);
 void transport_stop(struct fs *fs); /* the mount is gone or going: end the workers */
 int transport_hook(struct fs *fs);  /* after the mount: our reads and writes instead of libfuse's */
-size_t transport_buffer_size(void);
+void transport_detach(int keep, int keep_too);   /* this thread: no descriptors from 3 on but these two */
+void transport_detach_writer(struct fs *fs);     /* this thread: only a clone of /dev/fuse, to write to */
 
 /* notify.c */
 int notify_start(struct fs *fs);
@@ -101,7 +102,9 @@ void notify_gone(void *fs, struct session *session, struct session *parent, cons
 /* watch.c */
 int watch_start(struct fs *fs);
 void watch_stop(struct fs *fs);
+void watch_free(struct fs *fs);
 void watch_add(void *fs, struct session *dir);
 void watch_settle(void *fs);
+void watch_ready(struct fs *fs); /* the mount answers */
 
 #endif

@@ -93,6 +93,7 @@ static void *notifier_thread(void *arg)
     struct notifier *notifier = arg;
     struct notice *notice;
 
+    transport_detach_writer(notifier->fs);
     while ((notice = next_notice(notifier)))
         notifier->handle(notifier->fs, notice);
     return NULL;

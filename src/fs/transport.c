@@ -9,9 +9,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fuse.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -27,9 +30,49 @@ const struct fs_raw *fs_raw(void)
     return &raw;
 }
 
-size_t transport_buffer_size(void)
+#define BUFFER_SIZE (FS_MAX_WRITE + 65536)
+
+/*
+ * Threads that may sleep in the kernel until a request of this mount is answered must not keep the connection alive: if the
+ * daemon is killed just then, the kernel ends the unanswered requests when the workers' descriptor is closed for good,
+ * and that is what such a thread waits for. So it has a table of descriptors of its own, with only a clone of the device.
+ */
+static __thread int own_fd = -1;
+
+static void close_between(int from, int to)
 {
-    return FS_MAX_WRITE + 65536;
+    if (from <= to)
+        close_range((unsigned)from, (unsigned)to, 0);
+}
+
+void transport_detach(int keep, int keep_too)
+{
+    int low = keep < keep_too ? keep : keep_too, high = keep < keep_too ? keep_too : keep;
+
+    if (unshare(CLONE_FILES) < 0) {
+        log_warning(-errno, "fs: a thread shares its descriptors: if this process is killed, programs may hang");
+        return;
+    }
+    close_between(3, low - 1);
+    close_between(low + 1, high - 1);
+    close_between(high + 1, INT_MAX);
+}
+
+void transport_detach_writer(struct fs *fs)
+{
+    uint32_t master = (uint32_t)fs->fd;
+    int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+
+    if (fd >= 0 && ioctl(fd, FUSE_DEV_IOC_CLONE, &master) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    if (fd < 0) {
+        log_debug("fs: /dev/fuse cannot be opened again: notifications use the workers' descriptor");
+        return;
+    }
+    transport_detach(fd, fd);
+    own_fd = fd;
 }
 
 static void patch_init(struct fs *fs, struct iovec *iov, int count)
@@ -87,7 +130,7 @@ static ssize_t transport_writev(int fd, struct iovec *iov, int count, void *user
     if (is_init)
         patch_init(fs, iov, count);
     before_reply();
-    ssize_t n = writev(fs->fd, iov, count);
+    ssize_t n = writev(own_fd >= 0 ? own_fd : fs->fd, iov, count);
     if (is_init) {
         atomic_store(&fs->init_unique, 0);
         wake_main(fs);
@@ -149,7 +192,7 @@ static void *worker_thread(void *arg)
 {
     struct worker *worker = arg;
     struct fs *fs = worker->fs;
-    size_t room = transport_buffer_size();
+    size_t room = BUFFER_SIZE;
     char *buffer = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (buffer == MAP_FAILED) {

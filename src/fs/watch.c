@@ -1,37 +1,51 @@
 /*
- * Who closes? Without open and flush requests only inotify tells: IN_CLOSE_WRITE on the mount's directories. The thread here
- * adds watches (a path look-up on our own mount, which the workers serve) and reads events; a worker that is about
- * to change a content reads what is queued already, so that a close is never taken for one of the save after it.
+ * Who closes? Without open and flush requests only inotify tells: IN_CLOSE_WRITE on the mount's directories.
+ *
+ * Two threads. The adder looks up paths on our own mount, which the workers serve; it holds no descriptor of the mount and runs
+ * nothing of the store (transport_detach()). The watcher reads events, and a worker that is about to change a content
+ * reads what is queued already, so that a close is never taken for one of the save after it.
  */
 #include "fs/internal.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "base/macros.h"
 
 #define PATH_ROOM 4096u
+#define TRIES 5
+#define READ_AHEAD_KB "2048"
 
+/* A directory to be watched: from whoever asks to the adder, and from there with its result to the watcher. */
 struct request {
     struct request *next;
     struct session *dir; /* with a reference of the kernel's */
+    int n_tries, result; /* a watch descriptor or a negative errno */
+    char path[];
 };
 
 struct watcher {
     struct fs *fs;
-    pthread_t thread;
-    bool has_thread;
+    pthread_t thread, adder;
+    bool has_thread, has_adder;
     _Atomic bool is_stopping;
     int inotify_fd, event_fd;
 
     pthread_mutex_t lock;
-    struct request *requests;    /* lock */
+    pthread_cond_t wanted_more;
+    /* guarded by lock */
+    struct request *wanted, *added;
+    bool sets_read_ahead;
 
     pthread_mutex_t read_lock;   /* whoever reads events, until they are handled */
     struct session **dirs;       /* read_lock; by watch descriptor; each with a reference of the kernel's */
@@ -100,61 +114,150 @@ void watch_settle(void *arg)
     read_events(fs->watcher);
 }
 
-void watch_add(void *arg, struct session *dir)
+static void wake(struct watcher *watcher)
 {
-    struct watcher *watcher = ((struct fs *)arg)->watcher;
-    struct request *request = calloc(1, sizeof(*request));
     uint64_t one = 1;
 
-    if (!request)
-        abort();
-    store_remember(watcher->fs->store, dir, 1);
-    request->dir = dir;
-    pthread_mutex_lock(&watcher->lock);
-    request->next = watcher->requests;
-    watcher->requests = request;
-    pthread_mutex_unlock(&watcher->lock);
     if (write(watcher->event_fd, &one, sizeof(one)) < 0)
         log_debug("fs: the watcher is awake already");
 }
 
-/* On failure closes in it are not heard of: what needs one is saved after a pause instead. */
-static void add(struct watcher *watcher, struct session *dir)
+/* ---- the adder ---- */
+
+static void want(struct watcher *watcher, struct session *dir, int n_tries)
 {
     struct fs *fs = watcher->fs;
-    char path[PATH_ROOM];
     size_t base = strlen(fs->mountpoint);
-    int wd = -1;
+    struct request *request = calloc(1, sizeof(*request) + PATH_ROOM);
 
-    memcpy(path, fs->mountpoint, base + 1);
-    int r = store_path(fs->store, dir, path + base, sizeof(path) - base);
-    /* No lock here: the look-up may need a worker, and a worker may be waiting for read_lock. */
-    if (r == 0) {
-        wd = inotify_add_watch(watcher->inotify_fd, path, IN_CLOSE_WRITE | IN_ONLYDIR);
-        r = wd < 0 ? -errno : 0;
-    }
-    if (wd >= 0) {
-        /* Events that were read meanwhile matter to nobody: writes in this directory wait for store_watched(). */
-        pthread_mutex_lock(&watcher->read_lock);
-        store_remember(fs->store, dir, 1);
-        set_dir(watcher, wd, dir);
-        pthread_mutex_unlock(&watcher->read_lock);
-    }
-    if (r < 0)
-        log_warning(r, "fs: a directory cannot be watched (fs.inotify.max_user_watches?); "
-                       "saves of several writes in it reach Redis late");
-    store_watched(fs->store, dir, r == 0);
-    store_forget(fs->store, dir, 1);
+    if (!request)
+        abort();
+    store_remember(fs->store, dir, 1);
+    request->dir = dir;
+    request->n_tries = n_tries;
+    memcpy(request->path, fs->mountpoint, base + 1);
+    request->result = store_path(fs->store, dir, request->path + base, PATH_ROOM - base);
+    pthread_mutex_lock(&watcher->lock);
+    request->next = watcher->wanted;
+    watcher->wanted = request;
+    pthread_cond_signal(&watcher->wanted_more);
+    pthread_mutex_unlock(&watcher->lock);
 }
 
-static struct request *take_request(struct watcher *watcher)
+void watch_add(void *arg, struct session *dir)
+{
+    want(((struct fs *)arg)->watcher, dir, 1);
+}
+
+/* Larger read-ahead makes fewer and larger requests of a cold read; who may not set it lives with the default. */
+static void raise_read_ahead(const struct fs *fs)
+{
+    struct stat st;
+    char path[96];
+
+    if (stat(fs->mountpoint, &st) < 0)
+        return;
+    snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev), minor(st.st_dev));
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    ssize_t n = write(fd, READ_AHEAD_KB, strlen(READ_AHEAD_KB));
+    (void)n; /* it stays as it is */
+    close(fd);
+}
+
+void watch_ready(struct fs *fs)
+{
+    struct watcher *watcher = fs->watcher;
+
+    pthread_mutex_lock(&watcher->lock);
+    watcher->sets_read_ahead = true;
+    pthread_cond_signal(&watcher->wanted_more);
+    pthread_mutex_unlock(&watcher->lock);
+}
+
+static void *adder_thread(void *arg)
+{
+    struct watcher *watcher = arg;
+
+    transport_detach(watcher->inotify_fd, watcher->event_fd);
+    pthread_mutex_lock(&watcher->lock);
+    while (!atomic_load(&watcher->is_stopping)) {
+        struct request *request = watcher->wanted;
+        bool sets_read_ahead = watcher->sets_read_ahead;
+        if (!request && !sets_read_ahead) {
+            pthread_cond_wait(&watcher->wanted_more, &watcher->lock);
+            continue;
+        }
+        watcher->sets_read_ahead = false;
+        if (request)
+            watcher->wanted = request->next;
+        pthread_mutex_unlock(&watcher->lock);
+        if (sets_read_ahead)
+            raise_read_ahead(watcher->fs);
+        if (request && request->result == 0) {
+            int wd = inotify_add_watch(watcher->inotify_fd, request->path, IN_CLOSE_WRITE | IN_ONLYDIR);
+            request->result = wd < 0 ? -errno : wd;
+        }
+        pthread_mutex_lock(&watcher->lock);
+        if (request) {
+            request->next = watcher->added;
+            watcher->added = request;
+            wake(watcher);
+        }
+    }
+    pthread_mutex_unlock(&watcher->lock);
+    return NULL;
+}
+/* ---- the watcher ---- */
+
+static void settle_request(struct watcher *watcher, struct request *request)
+{
+    struct fs *fs = watcher->fs;
+    int r = request->result;
+
+    if (r == -ENOENT && request->n_tries < TRIES) { /* renamed meanwhile? */
+        want(watcher, request->dir, request->n_tries + 1);
+        return;
+    }
+    if (r >= 0) {
+        /* Events that were read meanwhile matter to nobody: writes in this directory wait for store_watched(). */
+        pthread_mutex_lock(&watcher->read_lock);
+        store_remember(fs->store, request->dir, 1);
+        set_dir(watcher, r, request->dir);
+        pthread_mutex_unlock(&watcher->read_lock);
+    } else {
+        log_warning(r, "fs: a directory cannot be watched (fs.inotify.max_user_watches?); "
+                       "saves of several writes in it reach Redis late");
+    }
+    store_watched(fs->store, request->dir, r >= 0);
+}
+
+static struct request *take_requests(struct watcher *watcher, struct request **list)
 {
     pthread_mutex_lock(&watcher->lock);
-    struct request *request = watcher->requests;
-    if (request)
-        watcher->requests = request->next;
+    struct request *requests = *list;
+    *list = NULL;
     pthread_mutex_unlock(&watcher->lock);
-    return request;
+    return requests;
+}
+
+static void free_request(struct watcher *watcher, struct request *request)
+{
+    store_forget(watcher->fs->store, request->dir, 1);
+    free(request);
+}
+
+static void settle_requests(struct watcher *watcher)
+{
+    struct request *requests = take_requests(watcher, &watcher->added);
+
+    while (requests) {
+        struct request *request = requests;
+        requests = request->next;
+        settle_request(watcher, request);
+        free_request(watcher, request);
+    }
 }
 
 static void *watcher_thread(void *arg)
@@ -168,11 +271,7 @@ static void *watcher_thread(void *arg)
             break;
         if ((fds[1].revents & POLLIN) && read(watcher->event_fd, &n, sizeof(n)) < 0)
             continue;
-        struct request *request;
-        while (!atomic_load(&watcher->is_stopping) && (request = take_request(watcher))) {
-            add(watcher, request->dir);
-            free(request);
-        }
+        settle_requests(watcher);
         if (fds[0].revents & POLLIN)
             read_events(watcher);
     }
@@ -188,6 +287,7 @@ int watch_start(struct fs *fs)
     fs->watcher = watcher;
     watcher->fs = fs;
     pthread_mutex_init(&watcher->lock, NULL);
+    pthread_cond_init(&watcher->wanted_more, NULL);
     pthread_mutex_init(&watcher->read_lock, NULL);
     watcher->inotify_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     watcher->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -195,33 +295,61 @@ int watch_start(struct fs *fs)
         return -errno;
     int r = pthread_create(&watcher->thread, NULL, watcher_thread, watcher);
     watcher->has_thread = r == 0;
+    if (r == 0) {
+        r = pthread_create(&watcher->adder, NULL, adder_thread, watcher);
+        watcher->has_adder = r == 0;
+    }
     return -r;
 }
 
+static void drop_requests(struct watcher *watcher, struct request **list)
+{
+    struct request *requests = take_requests(watcher, list);
+
+    while (requests) {
+        struct request *request = requests;
+        requests = request->next;
+        store_watched(watcher->fs->store, request->dir, false);
+        free_request(watcher, request);
+    }
+}
+
+/* While the workers still serve: the adder may be in the middle of a look-up. */
 void watch_stop(struct fs *fs)
 {
-    struct watcher *watcher = TAKE(fs->watcher);
-    uint64_t one = 1;
+    struct watcher *watcher = fs->watcher;
 
     if (!watcher)
         return;
+    pthread_mutex_lock(&watcher->lock);
     atomic_store(&watcher->is_stopping, true);
-    if (watcher->has_thread) {
-        if (write(watcher->event_fd, &one, sizeof(one)) < 0)
-            log_debug("fs: the watcher is awake already");
+    pthread_cond_signal(&watcher->wanted_more);
+    pthread_mutex_unlock(&watcher->lock);
+    wake(watcher);
+    if (watcher->has_adder)
+        pthread_join(watcher->adder, NULL);
+    if (watcher->has_thread)
         pthread_join(watcher->thread, NULL);
-    }
+    watcher->has_adder = watcher->has_thread = false;
+    drop_requests(watcher, &watcher->wanted);
+    drop_requests(watcher, &watcher->added);
+}
+
+/* After the workers have ended, which settle. */
+void watch_free(struct fs *fs)
+{
+    struct watcher *watcher = TAKE(fs->watcher);
+
+    if (!watcher)
+        return;
+    drop_requests(watcher, &watcher->wanted);
     closep(&watcher->inotify_fd);
     closep(&watcher->event_fd);
-    for (struct request *request; (request = take_request(watcher));) {
-        store_watched(fs->store, request->dir, false);
-        store_forget(fs->store, request->dir, 1);
-        free(request);
-    }
     for (size_t i = 0; i < watcher->n_dirs; i++)
         if (watcher->dirs[i])
             store_forget(fs->store, watcher->dirs[i], 1);
     free(watcher->dirs);
+    pthread_cond_destroy(&watcher->wanted_more);
     pthread_mutex_destroy(&watcher->lock);
     pthread_mutex_destroy(&watcher->read_lock);
     free(watcher);

@@ -283,7 +283,7 @@ int op_need_saved_locked(struct store_op *op, struct session *session);
 int op_save_now_locked(struct store_op *op, struct session *session); /* start a commit of all changes, and park */
 
 /* A close in the directory of @op's session will matter: 0 when it will be heard of (or never can be), or PARKED. */
-int op_need_watch_locked(struct store_op *op, struct session *session);
+int op_need_watch(struct store_op *op, struct session *session);
 
 /* names.c, xattr.c, list.c: steps */
 int step_lookup(struct store_op *op);

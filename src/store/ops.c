@@ -286,7 +286,7 @@ static int need_order(struct store_op *op, struct session *session)
     if (watch == WATCH_ON || watch == WATCH_FAILED)
         return 0;
     keep_data(op);
-    return op_need_watch_locked(op, session);
+    return op_need_watch(op, session);
 }
 
 static int set_size_locked(struct store_op *op, struct session *session)

@@ -382,7 +382,7 @@ void store_watched(struct store *store, struct session *dir, bool is_watched)
     op_run_all(ops);
 }
 
-int op_need_watch_locked(struct store_op *op, struct session *session)
+int op_need_watch(struct store_op *op, struct session *session)
 {
     struct store *store = op->store;
     int state = atomic_load(&session->dir->watch);

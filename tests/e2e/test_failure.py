@@ -1,6 +1,8 @@
 """Kills, outages, lost links, full memory: what was acknowledged stays, nothing is stale afterwards, all heals."""
 import os
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -342,3 +344,43 @@ def test_namespaces_do_not_see_each_other(redis, mount):
     os.unlink(two / "f")
     assert load(one / "f") == b"of one"
     assert {key.split(b":")[1] for key in redis.keys()} <= {b"one", b"two"}
+
+
+CHURN = """
+import os, sys
+root = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+try:
+    for i in range(10**9):
+        path = f"f{i % 7}"
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600, dir_fd=root)
+            os.write(fd, b"x" * 300)
+            os.pread(fd, 300, 0)
+            os.close(fd)
+            if i % 3 == 0:
+                os.unlink(path, dir_fd=root)
+        except (FileNotFoundError, FileExistsError):
+            pass
+        except OSError as error:
+            if error.errno != 116: raise
+except OSError:
+    pass
+"""
+
+
+def test_programs_are_released_when_a_daemon_is_killed_amid_notifications(mount):
+    """A notifier may sleep on a lock of a program which waits for the daemon: the kill has to release both."""
+    a, b = mount("a"), mount("b")
+    for _ in range(scaled(6, 2)):
+        load_on_both = [subprocess.Popen([sys.executable, "-c", CHURN, str(m.path)]) for m in (a, b, a, b)]
+        try:
+            before = b.status()["notifications"]["inval_entry"]
+            wait_until(lambda: b.status()["notifications"]["inval_entry"] > before + 20, 30, "names go elsewhere")
+            b.kill9()
+            for process in load_on_both[1::2]:
+                process.wait(30)
+        finally:
+            for process in load_on_both:
+                process.kill()
+                process.wait(30)
+        b.start()
