@@ -310,7 +310,7 @@ void commit_due_locked(struct store *store, struct session *session, uint64_t no
         if (!(session->flags & S_FAILED))
             commit_start_locked(store, session, SEAL_STATE_FINISHED);
         else if (!session->fetch)
-            fetch_start_locked(store, session, PREFIX_BYTES);
+            fetch_start_locked(store, session, fetch_prefix(session));
     }
     if ((session->flags & S_OPEN) && now_ms >= session->finish_at_ms) {
         session->finish_at_ms = now_ms + FINISH_MS;

@@ -187,6 +187,7 @@ static void adopt_locked(struct fetch *fetch, struct session *session)
 
     session_adopt_meta_locked(store, session, &fetch->meta);
     session->size = fetch->head.content_size;
+    atomic_store(&session->dir->is_large, session->size > PREFIX_BYTES - SEAL_META_MAX / 32);
     session->version = fetch->head.version;
     replace_content_locked(fetch, session);
     session->flags &= ~(unsigned)S_BAD;
@@ -353,6 +354,11 @@ static void on_done(struct l2_op *op)
         return;
     }
     conclude(fetch, result);
+}
+
+size_t fetch_prefix(const struct session *session)
+{
+    return atomic_load(&session->dir->is_large) ? PREFIX_LARGE_BYTES : PREFIX_BYTES;
 }
 
 void fetch_start_locked(struct store *store, struct session *session, size_t wanted)

@@ -29,6 +29,8 @@
 #include <endian.h>
 
 #define PREFIX_BYTES 81920u      /* a first read: brings whole sessions of up to 79 kB */
+#define PREFIX_LARGE_BYTES 4096u /* ... and where sessions are larger than that, header and metadata are enough */
+#define AHEAD_MAX 8              /* credit for fetching large contents before they are read */
 #define LIST_PREFIX 1024u
 #define OPEN_WAIT_MS 1000u       /* how long a reader waits for a save that is not closed yet */
 #define FINISH_MS 300u           /* an open save without a close is finished after this */
@@ -51,6 +53,8 @@ struct dir {
     _Atomic int trust;           /* whole saves in a row */
     _Atomic uint64_t ttl_ms;     /* of new sessions; SEAL_TTL_INHERIT */
     _Atomic int policy;
+    _Atomic bool is_large;       /* the session fetched last was larger than a prefix */
+    _Atomic int ahead;           /* credit: lookups of large sessions that were followed by reads, less the others */
     _Atomic int watch;           /* enum watch_state */
     struct session *session;     /* the directory itself while the kernel knows it; dirs_lock */
 };
@@ -86,6 +90,7 @@ enum session_flags {
     S_WHOLE = 32768,             /* the save in progress was published by its first write */
     S_FINISHING = 65536,         /* a patch is on its way */
     S_KEYED = 131072,            /* found by its key */
+    S_AHEAD = 262144,            /* its content was fetched ahead and not read yet */
 };
 
 struct session {
@@ -253,6 +258,7 @@ struct content *content_writable(struct store *store, struct content *content, s
 
 /* fetch.c */
 void fetch_start_locked(struct store *store, struct session *session, size_t wanted);
+size_t fetch_prefix(const struct session *session);              /* how much a first read asks for */
 void fetch_wake_locked(struct fetch *fetch);                     /* the version it waits for may be there */
 bool fetch_is_due_locked(struct fetch *fetch, uint64_t now_ms);
 void fetch_settle(struct store *store, struct session *session); /* waited long enough for an open save; takes the lock */

@@ -56,6 +56,20 @@ static void give_found_locked(struct store_op *op, struct session *session)
     op->found = session;
 }
 
+/*
+ * A large session that is looked up is mostly read next, where that was so before: its content is on its way then. Whoever
+ * only looks (stat, find) uses the credit up.
+ */
+static void fetch_ahead_locked(struct store *store, struct session *session)
+{
+    if (session->content || session->fetch || session->size <= PREFIX_BYTES || !S_ISREG(session->mode) ||
+        (session->flags & S_GONE) || atomic_load(&session->dir->ahead) <= 0)
+        return;
+    atomic_fetch_sub(&session->dir->ahead, 1);
+    session->flags |= S_AHEAD;
+    fetch_start_locked(store, session, L2_READ_ALL);
+}
+
 static int lookup_once(struct store_op *op, bool *is_replaced)
 {
     struct session *session = op->target;
@@ -68,6 +82,7 @@ static int lookup_once(struct store_op *op, bool *is_replaced)
     if (r == 0) {
         session_renew_locked(op->store, session); /* looking it up again is use */
         give_found_locked(op, session);
+        fetch_ahead_locked(op->store, session);
     }
     session_unlock(session);
     return r;

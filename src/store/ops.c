@@ -154,7 +154,7 @@ int op_need_attr_locked(struct store_op *op, struct session *session)
     }
     if (is_known && is_outage(store))
         return 0; /* serve what we have */
-    fetch_start_locked(store, session, PREFIX_BYTES);
+    fetch_start_locked(store, session, fetch_prefix(session));
     return park(session, op);
 }
 
@@ -376,11 +376,23 @@ static int step_setattr(struct store_op *op)
 
 /* ---- content ---- */
 
+/* Reads of large sessions earn credit for fetching the next ones ahead (names.c). */
+static void earn_ahead_locked(struct session *session)
+{
+    bool was_ahead = session->flags & S_AHEAD, is_late = !session->content && session->size > PREFIX_BYTES;
+
+    session->flags &= ~(unsigned)S_AHEAD;
+    if ((was_ahead || is_late) && atomic_load(&session->dir->ahead) < AHEAD_MAX)
+        atomic_fetch_add(&session->dir->ahead, 1 + is_late);
+}
+
 static int step_read(struct store_op *op)
 {
     struct session *session = op->session;
 
     pthread_mutex_lock(&session->lock);
+    if (op->offset == 0)
+        earn_ahead_locked(session);
     int r = op_need_content_locked(op, session);
     if (r == 0) {
         struct content *content = session->content;
@@ -407,7 +419,11 @@ static int replace_locked(struct store_op *op, struct session *session)
     struct content *content = session->content;
 
     if (!content || atomic_load(&content->refs) != 1 || content->room < op->size) {
-        content = content_new(store, op->size);
+        /* a request of the largest size is mostly the first of several */
+        bool goes_on = op->size >= 65536 && op->size % L1_PAGE == 0;
+        content = goes_on ? content_new(store, 2 * op->size) : NULL;
+        if (!content)
+            content = content_new(store, op->size);
         if (!content)
             return -ENOSPC;
         session_set_content_locked(store, session, content);

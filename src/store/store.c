@@ -182,7 +182,7 @@ static bool expire_locked(struct store *store, struct session *session)
 
     if (can_ask && !session_is_trusted(store, session)) {
         if (!session->fetch && !(session->flags & S_BUSY))
-            fetch_start_locked(store, session, PREFIX_BYTES);
+            fetch_start_locked(store, session, fetch_prefix(session));
         session->deadline_ms += 50;
         return false;
     }
