@@ -82,6 +82,7 @@ struct l2_op {
     uint64_t generation;     /* of the link when the command was sent */
     uint8_t echo[16];        /* writes: bytes 24..39 of the value right after the write; n_echo of them */
     unsigned n_echo;
+    bool is_lost;            /* -EIO because the link broke: whether Redis did it is not known */
     const struct l2_scan_result *scan; /* l2_scan() */
     /* private to l2 */
     struct l2_link *link;
@@ -115,6 +116,9 @@ void *l2_buffer_get(struct l2 *l2, size_t size);
 
 /** l2_remove() - DEL, or GETDEL when op->data wants the value. -ENOENT if it was not there. */
 void l2_remove(struct l2 *l2, struct l2_op *op, const char *key, size_t key_size);
+
+/** l2_remove_if() - DEL if the 16 bytes at 24 are still @version. -EEXIST: they are not; -ENOENT: it was not there. */
+void l2_remove_if(struct l2 *l2, struct l2_op *op, const char *key, size_t key_size, const uint8_t version[16]);
 
 /** l2_expire() - PEXPIRE (PERSIST for L2_TTL_NONE). -ENOENT if it is not there. Brings op->echo. */
 void l2_expire(struct l2 *l2, struct l2_op *op, const char *key, size_t key_size, uint64_t ttl_ms);

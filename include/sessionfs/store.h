@@ -71,8 +71,13 @@ void store_forget(struct store *store, struct session *session, uint64_t n);
 /** store_path() - the path of directory @dir below the mount ("" for the root). 0, -ENAMETOOLONG, -ENOENT if it is gone. */
 int store_path(struct store *store, struct session *dir, char *out, size_t size);
 
-/** store_closed() - a writer of @name in @dir has closed it. NULL name: reports were lost, take all as closed. */
-void store_closed(struct store *store, struct session *dir, const char *name, size_t size);
+/**
+ * store_closed() - a writer of @name in @dir has closed it; NULL name: reports were lost, take all as closed
+ * @batch: what has to be sealed and sent for that is added to it, for store_send(), without the caller's locks
+ */
+struct commit;
+void store_closed(struct store *store, struct session *dir, const char *name, size_t size, struct commit **batch);
+void store_send(struct store *store, struct commit *batch);
 
 /** store_watched() - closes in @dir are (or, on failure, will never be) heard of. */
 void store_watched(struct store *store, struct session *dir, bool is_watched);

@@ -174,11 +174,11 @@ int fs_run(struct fs *fs, void (*ready)(void *arg), void *arg)
         watch_settle(fs);
     watch_stop(fs); /* the workers still answer what this and the unmount make the kernel ask */
     unmount(fs);
+    store_set_events(fs->store, NULL);
+    notify_stop(fs); /* a notifier may wait for the pages or names of a request that a worker answers */
     transport_stop(fs);
     wait_for_calls(fs);
-    store_set_events(fs->store, NULL);
     watch_free(fs);
-    notify_stop(fs);
     return r;
 }
 

@@ -156,6 +156,8 @@ static void reply_create(struct store_op *op)
     struct fuse_file_info fi = {.keep_cache = 1};
 
     if (op->result < 0) {
+        if (op->found) /* it was there, but could not be truncated */
+            store_forget(call->fs->store, op->found, 1);
         reply_error(op);
         return;
     }

@@ -71,12 +71,12 @@ static void set_dir(struct watcher *watcher, int wd, struct session *dir)
         store_forget(watcher->fs->store, was, 1);
 }
 
-static void handle_event(struct watcher *watcher, const struct inotify_event *event)
+static void handle_event(struct watcher *watcher, const struct inotify_event *event, struct commit **batch)
 {
     struct store *store = watcher->fs->store;
 
     if (event->mask & IN_Q_OVERFLOW) {
-        store_closed(store, NULL, NULL, 0);
+        store_closed(store, NULL, NULL, 0, batch);
         return;
     }
     struct session *dir = event->wd >= 0 && (size_t)event->wd < watcher->n_dirs ? watcher->dirs[event->wd] : NULL;
@@ -85,12 +85,13 @@ static void handle_event(struct watcher *watcher, const struct inotify_event *ev
     if (event->mask & IN_IGNORED)
         set_dir(watcher, event->wd, NULL);
     else if ((event->mask & IN_CLOSE_WRITE) && event->len)
-        store_closed(store, dir, event->name, strlen(event->name));
+        store_closed(store, dir, event->name, strlen(event->name), batch);
 }
 
 static void read_events(struct watcher *watcher)
 {
     char buffer[16384] __attribute__((aligned(8)));
+    struct commit *batch = NULL; /* sealed and sent when others may read again */
     ssize_t n;
 
     pthread_mutex_lock(&watcher->read_lock);
@@ -98,13 +99,14 @@ static void read_events(struct watcher *watcher)
         const char *p = buffer;
         while (p < buffer + n) {
             const struct inotify_event *event = (const void *)p;
-            handle_event(watcher, event);
+            handle_event(watcher, event, &batch);
             p += sizeof(*event) + event->len;
         }
         if ((size_t)n < sizeof(buffer) / 2)
             break;
     }
     pthread_mutex_unlock(&watcher->read_lock);
+    store_send(watcher->fs->store, batch);
 }
 
 void watch_settle(void *arg)
@@ -138,10 +140,18 @@ static void want(struct watcher *watcher, struct session *dir, int n_tries)
     memcpy(request->path, fs->mountpoint, base + 1);
     request->result = store_path(fs->store, dir, request->path + base, PATH_ROOM - base);
     pthread_mutex_lock(&watcher->lock);
-    request->next = watcher->wanted;
-    watcher->wanted = request;
-    pthread_cond_signal(&watcher->wanted_more);
+    bool is_stopping = atomic_load(&watcher->is_stopping);
+    if (!is_stopping) {
+        request->next = watcher->wanted;
+        watcher->wanted = request;
+        pthread_cond_signal(&watcher->wanted_more);
+    }
     pthread_mutex_unlock(&watcher->lock);
+    if (is_stopping) {
+        store_watched(fs->store, dir, false);
+        store_forget(fs->store, dir, 1);
+        free(request);
+    }
 }
 
 void watch_add(void *arg, struct session *dir)

@@ -53,7 +53,7 @@ void resp_number(struct chunk_pool *pool, struct queue *queue, uint64_t number);
 void resp_arg_header(struct chunk_pool *pool, struct queue *queue, size_t size); /* the bytes follow, then resp_end */
 void resp_raw(struct chunk_pool *pool, struct queue *queue, const void *bytes, size_t size);
 
-enum op_kind { OP_READ, OP_WRITE, OP_REMOVE, OP_EXPIRE, OP_PATCH, OP_SCAN, OP_INFO, OP_PING, OP_REARM };
+enum op_kind { OP_READ, OP_WRITE, OP_REMOVE, OP_REMOVE_IF, OP_EXPIRE, OP_PATCH, OP_SCAN, OP_INFO, OP_PING, OP_REARM };
 
 enum link_state { LINK_DOWN, LINK_CONNECTING, LINK_HELLO, LINK_READY };
 
@@ -67,11 +67,13 @@ struct l2_link {
     redisReader *reader;
     uint64_t retry_at_ms, heard_at_ms, state_until_ms;
     unsigned backoff_ms, hello_step, rearm_step;
+    uint64_t hello_redirect;     /* which invalidation link the handshake named */
     struct l2_op *bulk_op;       /* a large value is arriving for it, bulk_left bytes and CRLF to come */
     size_t bulk_left, bulk_total;
     unsigned crlf_left;
     struct l2_op ping, rearm;
-    bool is_pinging;
+    bool is_pinging, is_rearming;
+    _Atomic uint64_t sent_at_ms; /* the socket took something: a long value on a slow line is no dead peer */
 
     pthread_mutex_t lock;
     /* guarded by lock */
@@ -108,6 +110,7 @@ struct l2 {
 };
 
 void link_init(struct l2_link *link, struct l2 *l2, unsigned index, bool is_invalidation);
+void link_close(struct l2_link *link); /* after the I/O thread has ended: fail what is in flight */
 void link_deinit(struct l2_link *link);
 
 /* On the I/O thread. */

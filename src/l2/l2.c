@@ -249,6 +249,10 @@ void l2_stop(struct l2 *l2)
         pthread_join(l2->thread, NULL);
         l2->has_thread = false;
     }
+    /* What fails may be sent again by its done(), until nobody does: then the links can go. */
+    for (int round = 0; l2->invalidation && round < 2; round++)
+        for (unsigned i = 0; i <= l2->config.n_links; i++)
+            link_close(&l2->links[i]);
     for (unsigned i = 0; l2->invalidation && i <= l2->config.n_links; i++)
         link_deinit(&l2->links[i]);
     l2->invalidation = NULL;
@@ -284,7 +288,7 @@ static void begin(struct l2 *l2, struct l2_op *op, enum op_kind kind, unsigned n
     op->generation = 0;
     op->n_echo = 0;
     op->scan = NULL;
-    op->is_streaming = op->is_broken = false;
+    op->is_streaming = op->is_broken = op->is_lost = false;
     atomic_fetch_add_explicit(&l2->stats.n_commands, n_replies, memory_order_relaxed);
 }
 
@@ -435,6 +439,7 @@ static void end_stream(struct l2 *l2, struct l2_op *op, const struct queue *tail
     pthread_mutex_unlock(&link->lock);
     if (is_broken) {
         op->result = -EIO;
+        op->is_lost = true;
         op->done(op);
     }
 }
@@ -471,6 +476,25 @@ void l2_remove(struct l2 *l2, struct l2_op *op, const char *key, size_t key_size
     resp_command(&l2->pool, queue, 2);
     resp_text(&l2->pool, queue, op->data ? "GETDEL" : "DEL");
     resp_arg(&l2->pool, queue, key, key_size);
+    link_submit_unlock(link, queue, op);
+}
+
+static const char remove_script[] = "if redis.call('GETRANGE',KEYS[1],24,39)==ARGV[1] then "
+                                    "return redis.call('DEL',KEYS[1]) end "
+                                    "if redis.call('EXISTS',KEYS[1])==0 then return -1 end return 0";
+
+void l2_remove_if(struct l2 *l2, struct l2_op *op, const char *key, size_t key_size, const uint8_t version[16])
+{
+    struct l2_link *link = link_of(l2, key, key_size);
+
+    begin(l2, op, OP_REMOVE_IF, 1);
+    struct queue *queue = link_lock_queue(link);
+    resp_command(&l2->pool, queue, 5);
+    resp_text(&l2->pool, queue, "EVAL");
+    resp_text(&l2->pool, queue, remove_script);
+    resp_text(&l2->pool, queue, "1");
+    resp_arg(&l2->pool, queue, key, key_size);
+    resp_arg(&l2->pool, queue, version, 16);
     link_submit_unlock(link, queue, op);
 }
 

@@ -84,19 +84,25 @@ static void fail_ops(struct l2_op *ops)
         struct l2_op *op = ops;
         ops = op->next;
         op->result = -EIO;
+        op->is_lost = true;
         op->done(op);
     }
 }
 
-void link_deinit(struct l2_link *link)
+void link_close(struct l2_link *link)
 {
     pthread_mutex_lock(&link->lock);
     struct l2_op *ops = take_ops_locked(link);
     if (link->fd >= 0)
         close(link->fd);
     link->fd = -1;
+    link->state = LINK_DOWN;
     pthread_mutex_unlock(&link->lock);
     fail_ops(ops);
+}
+
+void link_deinit(struct l2_link *link)
+{
     if (link->reader)
         redisReaderFree(link->reader);
     pthread_mutex_destroy(&link->lock);
@@ -144,8 +150,10 @@ void link_flush_locked(struct l2_link *link)
             continue;
         if (n < 0 && errno != EAGAIN)
             return;
-        if (n > 0)
+        if (n > 0) {
+            atomic_store_explicit(&link->sent_at_ms, clock_now_ms(), memory_order_relaxed);
             discard_sent(link, (size_t)n);
+        }
         if (n < 0 || (size_t)n < total) {
             if (!link->wants_out)
                 watch_locked(link, true);
@@ -383,6 +391,7 @@ static void hello(struct l2_link *link)
         encode_tracking(l2, &queue);
     }
     link->hello_step = first_hello(link);
+    link->hello_redirect = l2->redirect_id;
     link->state_until_ms = clock_now_ms() + l2->config.timeout_ms;
     if (!send_all(link, &queue))
         link_break(link, "the connection was closed during the handshake");
@@ -412,7 +421,7 @@ static void ready(struct l2_link *link)
 {
     pthread_mutex_lock(&link->lock);
     link->state = LINK_READY;
-    link->is_tracked = !link->is_invalidation;
+    link->is_tracked = !link->is_invalidation && l2_is_up(link->l2) && link->hello_redirect == link->l2->redirect_id;
     uint64_t now_ms = clock_now_ms();
     for (struct l2_op *op = link->main.ops; op; op = op->next)
         op->deadline_ms = max_u64(op->deadline_ms, now_ms + 100); /* sent only now: give the reply a chance */
@@ -473,6 +482,7 @@ static void rearmed(struct l2_op *op)
 {
     struct l2_link *link = CONTAINER_OF(op, struct l2_link, rearm);
 
+    link->is_rearming = false;
     if (op->result == -EIO)
         return; /* the link broke: its next handshake does it */
     pthread_mutex_lock(&link->lock);
@@ -485,6 +495,11 @@ static void rearmed(struct l2_op *op)
 void link_rearm(struct l2_link *link)
 {
     struct l2 *l2 = link->l2;
+
+    if (link->is_rearming) { /* the one before is still on its way: a handshake does the same */
+        link_break(link, "the invalidation link changed twice");
+        return;
+    }
     struct queue *queue = link_lock_queue(link);
 
     if (link->state != LINK_READY) {
@@ -497,6 +512,7 @@ void link_rearm(struct l2_link *link)
     resp_text(&l2->pool, queue, "OFF");
     encode_tracking(l2, queue);
     link->rearm_step = 0;
+    link->is_rearming = true;
     link->rearm = (struct l2_op){.done = rearmed, .kind = OP_REARM, .n_replies = 3};
     link_submit_unlock(link, queue, &link->rearm);
 }
@@ -750,9 +766,12 @@ static bool is_overdue(struct l2_link *link, uint64_t now_ms)
 {
     pthread_mutex_lock(&link->lock);
     struct l2_op *op = link->main.ops;
-    bool is_overdue = op && !op->is_streaming && op->deadline_ms <= now_ms && link->heard_at_ms + 50 < now_ms;
-    /* A large value that keeps arriving, or a long pipeline that keeps being answered, is no dead peer. */
-    if (is_overdue && link->heard_at_ms + link->l2->config.timeout_ms / 2 > now_ms &&
+    uint64_t alive_at_ms = link->heard_at_ms;
+    if (link->main.head) /* what is left to send moves */
+        alive_at_ms = max_u64(alive_at_ms, atomic_load_explicit(&link->sent_at_ms, memory_order_relaxed));
+    bool is_overdue = op && !op->is_streaming && op->deadline_ms <= now_ms && alive_at_ms + 50 < now_ms;
+    /* A large value that keeps moving, or a long pipeline that keeps being answered, is no dead peer. */
+    if (is_overdue && alive_at_ms + link->l2->config.timeout_ms / 2 > now_ms &&
         op->deadline_ms + 20 * (uint64_t)link->l2->config.timeout_ms > now_ms)
         is_overdue = false;
     pthread_mutex_unlock(&link->lock);

@@ -106,6 +106,12 @@ static void take_first(struct l2_op *op, const redisReply *reply)
         else if (reply->type != REDIS_REPLY_INTEGER || reply->integer == 0)
             op->result = -ENOENT;
         return;
+    case OP_REMOVE_IF:
+        if (reply->type != REDIS_REPLY_INTEGER)
+            op->result = -EIO;
+        else if (reply->integer <= 0)
+            op->result = reply->integer < 0 ? -ENOENT : -EEXIST;
+        return;
     case OP_EXPIRE:
         /* PERSIST says 0 as well for a key without expiry; the echo tells whether the key is there. */
     case OP_PATCH:
@@ -136,7 +142,7 @@ static void take_second(struct l2_op *op, const redisReply *reply)
 
 bool reply_take(struct l2_op *op, const redisReply *reply)
 {
-    bool is_first = op->n_replies == 2 || op->kind == OP_REMOVE || op->kind == OP_SCAN || op->kind == OP_INFO ||
+    bool is_first = op->n_replies == 2 || op->kind == OP_REMOVE || op->kind == OP_REMOVE_IF || op->kind == OP_SCAN || op->kind == OP_INFO ||
                     op->kind == OP_PING;
 
     if (!reply) {

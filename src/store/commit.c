@@ -160,10 +160,8 @@ static bool succeed_locked(struct commit *commit, struct session *session)
     session->flags = commit->state == SEAL_STATE_OPEN ? session->flags | S_OPEN : session->flags & ~(unsigned)S_OPEN;
     if (session->flags & S_OPEN)
         session->finish_at_ms = clock_now_ms() + FINISH_MS;
-    if (commit->ttl_ms == L2_TTL_NONE)
-        session->deadline_ms = 0;
-    else
-        session->deadline_ms = commit->started_ms + commit->ttl_ms;
+    if (session->change_no == commit->change_no) /* else the next commit says it */
+        session->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : commit->started_ms + commit->ttl_ms;
     bool was_closed = session->flags & S_CLOSED;
     if (session->change_no == commit->change_no)
         session_set_clean_locked(commit->store, session);
@@ -183,6 +181,36 @@ static void fail_locked(struct commit *commit, struct session *session, int erro
     session->commit_at_ms = clock_now_ms() + RETRY_MS;
 }
 
+bool commit_is_due_locked(struct commit *commit, uint64_t now_ms)
+{
+    if (!commit->retry_at_ms || now_ms < commit->retry_at_ms)
+        return false;
+    commit->retry_at_ms = 0;
+    return true;
+}
+
+/* A link that broke: again at once. A refusal that may pass: again in a moment, if a session's timer can see to it. */
+static bool try_again(struct commit *commit, int result)
+{
+    struct store *store = commit->store;
+    uint64_t now_ms = clock_now_ms();
+
+    if (result != -EIO || now_ms >= commit->started_ms + store->config.timeout_ms * 3 / 4 ||
+        atomic_load(&store->is_closing))
+        return false;
+    if (commit->op.is_lost) {
+        commit_send(commit);
+        return true;
+    }
+    if (commit->finished)
+        return false;
+    pthread_mutex_lock(&commit->session->lock);
+    commit->retry_at_ms = now_ms + REFUSED_MS;
+    store_arm_locked(store, commit->session);
+    pthread_mutex_unlock(&commit->session->lock);
+    return true;
+}
+
 static void on_done(struct l2_op *op)
 {
     struct commit *commit = CONTAINER_OF(op, struct commit, op);
@@ -191,11 +219,10 @@ static void on_done(struct l2_op *op)
     int result = op->result;
     bool is_overtaken = false, is_gone = false;
 
-    if (result == -EIO && clock_now_ms() < commit->started_ms + store->config.timeout_ms * 3 / 4 &&
-        commit->condition != L2_IF_ABSENT) {
-        commit_send(commit);
+    if (result == -EEXIST && echo_unique(op) == commit->version.unique)
+        result = 0; /* the first try did it, and its reply was lost */
+    if (try_again(commit, result))
         return;
-    }
     if (commit->finished) {
         commit->finished(commit, result);
         commit_free(commit);
@@ -207,6 +234,8 @@ static void on_done(struct l2_op *op)
         ;
     else if (result == 0)
         is_overtaken = succeed_locked(commit, session);
+    else if (result == -ENOENT && session == store->root)
+        fail_locked(commit, session, -EIO); /* its entry is made anew by the next fetch */
     else if (result == -ENOENT)
         is_gone = session_kill_locked(store, session, S_GONE); /* removed or expired elsewhere meanwhile */
     else
@@ -280,7 +309,7 @@ void commit_finish_open_locked(struct store *store, struct session *session)
 
 /* ---- when ---- */
 
-void commit_closed(struct store *store, struct session *session)
+struct commit *commit_closed(struct store *store, struct session *session)
 {
     pthread_mutex_lock(&session->lock);
     session->flags &= ~(unsigned)S_WHOLE;
@@ -288,12 +317,27 @@ void commit_closed(struct store *store, struct session *session)
         /* nothing to save, or the rename saves it */
     } else if (session->commit) {
         session->flags |= S_CLOSED;
+    } else if (session->flags & S_TRUNCATED) {
+        /* another program's close, or is the file to stay empty? In a moment it is clear. */
+        if (!(session->flags & S_PUBLISH))
+            session->commit_at_ms = clock_now_ms() + TRUNCATED_MS;
+        session->flags |= S_PUBLISH;
+        store_arm_locked(store, session);
     } else if ((session->flags & S_DIRTY) && !(session->flags & S_FAILED)) {
         commit_start_locked(store, session, SEAL_STATE_FINISHED);
     } else {
         commit_finish_open_locked(store, session);
     }
-    session_unlock(session);
+    struct commit *commit = TAKE(session->unsent);
+    pthread_mutex_unlock(&session->lock);
+    return commit;
+}
+
+/* A truncation alone is not published before the write that follows it, unless a close did, or closes are not heard. */
+static bool is_held(const struct session *session)
+{
+    return (session->flags & S_TRUNCATED) && !(session->flags & (S_PUBLISH | S_FAILED)) &&
+           atomic_load(&session->dir->watch) != WATCH_FAILED;
 }
 
 void commit_due_locked(struct store *store, struct session *session, uint64_t now_ms)
@@ -307,13 +351,16 @@ void commit_due_locked(struct store *store, struct session *session, uint64_t no
     }
     if ((session->flags & S_DIRTY) && session->commit_at_ms && now_ms >= session->commit_at_ms) {
         session->commit_at_ms = now_ms + RETRY_MS;
-        if (!(session->flags & S_FAILED))
+        if (is_held(session))
+            ;
+        else if (!(session->flags & S_FAILED))
             commit_start_locked(store, session, SEAL_STATE_FINISHED);
         else if (!session->fetch)
             fetch_start_locked(store, session, fetch_prefix(session));
     }
     if ((session->flags & S_OPEN) && now_ms >= session->finish_at_ms) {
         session->finish_at_ms = now_ms + FINISH_MS;
-        commit_finish_open_locked(store, session);
+        if (!(session->flags & S_DIRTY)) /* else its writer is not done, and the next version ends the waiting */
+            commit_finish_open_locked(store, session);
     }
 }

@@ -62,6 +62,10 @@ static int take_meta(struct fetch *fetch)
     if (!fetch->is_whole)
         return 0;
     fetch->content = content_new(fetch->store, fetch->head.content_size);
+    if (!fetch->content && fetch->wanted != L2_READ_ALL) {
+        fetch->is_whole = false; /* no room: the attributes alone */
+        return 0;
+    }
     if (!fetch->content)
         return -ENOMEM;
     fetch->content->unique = fetch->head.version.unique;
@@ -201,7 +205,7 @@ static void meet_dirty_locked(struct fetch *fetch, struct session *session)
 {
     bool is_ours = session->version.unique == fetch->head.version.unique;
 
-    if (!(session->flags & S_FAILED))
+    if (!(session->flags & S_FAILED) || session->commit)
         return;
     if (is_ours) {
         session->flags &= ~(unsigned)S_FAILED;
@@ -294,8 +298,12 @@ static void conclude(struct fetch *fetch, int result)
 
     log_failure(fetch, result);
     pthread_mutex_lock(&session->lock);
-    if (result == 0 && must_wait(fetch, session) && !fetch->wait_until_ms) {
-        fetch->wait_until_ms = clock_now_ms() + OPEN_WAIT_MS;
+    uint64_t now_ms = clock_now_ms();
+    if (result == 0 && must_wait(fetch, session) && !fetch->wait_until_ms &&
+        (!fetch->give_up_ms || now_ms < fetch->give_up_ms)) {
+        if (!fetch->give_up_ms)
+            fetch->give_up_ms = now_ms + OPEN_WAIT_MS;
+        fetch->wait_until_ms = fetch->give_up_ms;
         store_arm_locked(store, session);
         bool is_stale = fetch->was_invalidated;
         pthread_mutex_unlock(&session->lock);
@@ -346,10 +354,14 @@ static void on_done(struct l2_op *op)
     int result = judge(fetch);
 
     /* A link that broke is no reason to fail: another one, or the same again, may answer in time. */
-    if (op->result == -EIO && clock_now_ms() < fetch->started_ms + TRIES_MS(fetch->store)) {
+    uint64_t now_ms = clock_now_ms();
+    if (op->result == -EIO && now_ms < fetch->started_ms + TRIES_MS(fetch->store) &&
+        !atomic_load(&fetch->store->is_closing)) {
         pthread_mutex_lock(&fetch->session->lock);
         reset(fetch);
-        l2_read(fetch->store->l2, op, fetch->key, fetch->key_size, fetch->wanted);
+        fetch->retry_at_ms = op->is_lost ? now_ms : now_ms + REFUSED_MS;
+        fetch_retry_locked(fetch, now_ms);
+        store_arm_locked(fetch->store, fetch->session);
         pthread_mutex_unlock(&fetch->session->lock);
         return;
     }
@@ -386,6 +398,14 @@ void fetch_wake_locked(struct fetch *fetch)
     if (!fetch->wait_until_ms)
         return;
     reset(fetch);
+    l2_read(fetch->store->l2, &fetch->op, fetch->key, fetch->key_size, fetch->wanted);
+}
+
+void fetch_retry_locked(struct fetch *fetch, uint64_t now_ms)
+{
+    if (!fetch->retry_at_ms || now_ms < fetch->retry_at_ms)
+        return;
+    fetch->retry_at_ms = 0;
     l2_read(fetch->store->l2, &fetch->op, fetch->key, fetch->key_size, fetch->wanted);
 }
 

@@ -37,6 +37,8 @@
 #define DIRTY_IDLE_MS 2000u      /* unsaved changes without a close are saved after this pause ... */
 #define DIRTY_MAX_MS 10000u      /* ... or at the latest */
 #define RETRY_MS 500u
+#define REFUSED_MS 20u           /* after an error reply that may pass (LOADING, ...) the command is sent again */
+#define TRUNCATED_MS 5u
 #define PREVIOUS_MS 10u
 #define OUTAGE_MS 500u           /* after a failed fetch what is cached is served without asking */
 #define TRUST_AFTER 16           /* so many whole saves in a row make a directory trusted */
@@ -91,6 +93,7 @@ enum session_flags {
     S_FINISHING = 65536,         /* a patch is on its way */
     S_KEYED = 131072,            /* found by its key */
     S_AHEAD = 262144,            /* its content was fetched ahead and not read yet */
+    S_PUBLISH = 524288,          /* a truncation that a close followed: save it if no write comes at once */
 };
 
 struct session {
@@ -132,7 +135,10 @@ struct fetch {
     struct session *session;     /* pinned */
     char key[L2_KEY_MAX];
     size_t key_size, wanted;
-    uint64_t started_ms, wait_until_ms; /* wait: the blob is open */
+    uint64_t started_ms;
+    uint64_t wait_until_ms;      /* the blob is open: until then, or until it changes; 0: does not wait */
+    uint64_t give_up_ms;         /* ... and however often it changes until then */
+    uint64_t retry_at_ms;        /* L2 refused for the moment; 0: did not */
     bool was_invalidated, is_whole, is_resident_copy;
     int error;                   /* of decoding */
     /* what arrived */
@@ -159,6 +165,8 @@ struct commit {
     struct seal_version version;
     enum seal_state state;
     uint64_t ttl_ms, change_no, started_ms;
+    uint64_t retry_at_ms;        /* L2 refused for the moment; 0: did not */
+    struct commit *next;         /* in a batch */
     uint32_t invalid_no;         /* of the session that has the key: a report may come before our reply does */
     enum l2_condition condition;
     void (*finished)(struct commit *commit, int result); /* instead of the usual end (create, rename) */
@@ -199,7 +207,8 @@ struct store {
     struct wheel *wheel;
 
     _Atomic uint64_t outage_until_ms;
-    _Atomic uint64_t invalid_no;     /* reports of changes elsewhere, of all sessions */
+    _Atomic uint32_t invalid_no[1024]; /* store_invalid_no() */
+    _Atomic bool is_closing;
     _Atomic uint64_t n_fetches, n_commits, n_expired, n_dirty, n_bad;
 };
 
@@ -213,6 +222,7 @@ struct session *dir_session(struct store *store, struct dir *dir); /* the direct
 void dir_set_session(struct store *store, struct dir *dir, struct session *from, struct session *to);
 void store_arm_locked(struct store *store, struct session *session); /* for the earliest thing that is due */
 void store_disarm_locked(struct store *store, struct session *session);
+_Atomic uint32_t *store_invalid_no(struct store *store, const char *key, size_t size);
 
 /* session.c: life, names, trust */
 void *session_make(void *owner);
@@ -260,6 +270,7 @@ struct content *content_writable(struct store *store, struct content *content, s
 void fetch_start_locked(struct store *store, struct session *session, size_t wanted);
 size_t fetch_prefix(const struct session *session);              /* how much a first read asks for */
 void fetch_wake_locked(struct fetch *fetch);                     /* the version it waits for may be there */
+void fetch_retry_locked(struct fetch *fetch, uint64_t now_ms);   /* ask again if it is time */
 bool fetch_is_due_locked(struct fetch *fetch, uint64_t now_ms);
 void fetch_settle(struct store *store, struct session *session); /* waited long enough for an open save; takes the lock */
 
@@ -271,7 +282,8 @@ void commit_send(struct commit *commit); /* without locks */
 uint64_t commit_generation_locked(const struct commit *commit, const struct session *session);
 void commit_free(struct commit *commit);
 void commit_finish_open_locked(struct store *store, struct session *session); /* mark our open version finished */
-void commit_closed(struct store *store, struct session *session);
+struct commit *commit_closed(struct store *store, struct session *session); /* a commit to be sent, or NULL */
+bool commit_is_due_locked(struct commit *commit, uint64_t now_ms);          /* true: send it again */
 void commit_due_locked(struct store *store, struct session *session, uint64_t now_ms);
 
 /* ops.c */

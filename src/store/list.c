@@ -42,9 +42,10 @@ struct list_read {
     struct store *store;
     char key[L2_KEY_MAX];
     size_t key_size, wanted;
-    uint64_t invalid_no;         /* the store's, when it was sent */
+    uint32_t invalid_no;         /* of its key, when it was sent */
     unsigned char *blob;
     size_t n_blob;
+    unsigned n_tries;
 };
 
 struct store_list *store_list_new(struct session *dir)
@@ -207,7 +208,7 @@ static void learn(struct list_read *read, const struct seal_head *head, const st
         session->size = head->content_size;
         session->version = head->version;
         /* a report of a change since would have found no session to tell */
-        session->generation = read->invalid_no == atomic_load(&store->invalid_no) ? read->op.generation : 0;
+        session->generation = read->invalid_no == atomic_load(store_invalid_no(store, read->key, read->key_size)) ? read->op.generation : 0;
         session_set_deadline_locked(store, session, read->op.pttl_ms < 0 ? 0 : max_u64(1, (uint64_t)read->op.pttl_ms));
     }
     pthread_mutex_unlock(&session->lock);
@@ -221,6 +222,11 @@ static bool take_entry(struct list_read *read)
     struct seal_head head;
     struct seal_meta meta;
 
+    if (read->op.is_lost && ++read->n_tries < 3) {
+        read->n_blob = 0;
+        l2_read(read->store->l2, &read->op, read->key, read->key_size, read->wanted);
+        return true;
+    }
     if (read->op.result < 0) {
         if (read->op.result == -EIO)
             list->error = -EIO;
@@ -278,7 +284,7 @@ static void read_entry(struct store_list *list, struct store *store, const char 
     memcpy(read->key, key, size);
     read->key_size = size;
     read->wanted = LIST_PREFIX;
-    read->invalid_no = atomic_load(&store->invalid_no);
+    read->invalid_no = atomic_load(store_invalid_no(store, key, size));
     l2_read(store->l2, &read->op, read->key, size, LIST_PREFIX);
 }
 

@@ -222,6 +222,7 @@ static int ask_to_create(struct store_op *op)
                     ((session->flags & S_DIRTY) || session_is_trusted(op->store, session));
     if (session->flags & S_GONE) {
         pthread_mutex_unlock(&session->lock);
+        l1_forget(op->store->l1, &session->entry);
         drop_target(op);
         return -EAGAIN;
     }
@@ -285,7 +286,35 @@ struct removal {
     struct l2_op op;
     struct store_op *for_op;
     char key[L2_KEY_MAX];
+    size_t key_size;
+    bool is_conditional, was_sent_before;
+    uint8_t version[16];
+    uint64_t started_ms;
 };
+
+static void submit_removal(struct store *store, struct removal *removal)
+{
+    if (removal->is_conditional)
+        l2_remove_if(store->l2, &removal->op, removal->key, removal->key_size, removal->version);
+    else
+        l2_remove(store->l2, &removal->op, removal->key, removal->key_size);
+}
+
+/* True: the link was lost, it is sent again. Then "it is not there" may be our own doing. */
+static bool removal_goes_on(struct removal *removal)
+{
+    struct store *store = removal->for_op->store;
+
+    if (removal->op.is_lost && !atomic_load(&store->is_closing) &&
+        clock_now_ms() < removal->started_ms + store->config.timeout_ms * 3 / 4) {
+        removal->was_sent_before = true;
+        submit_removal(store, removal);
+        return true;
+    }
+    if (removal->was_sent_before && removal->op.result == -ENOENT)
+        removal->op.result = 0;
+    return false;
+}
 
 static void removed(struct l2_op *l2_op)
 {
@@ -293,8 +322,10 @@ static void removed(struct l2_op *l2_op)
     struct store_op *op = removal->for_op;
     struct session *session = op->target;
     struct store *store = op->store;
-    int result = l2_op->result;
 
+    if (removal_goes_on(removal))
+        return;
+    int result = l2_op->result;
     pthread_mutex_lock(&session->lock);
     session->flags &= ~(unsigned)S_BUSY;
     if (result == 0)
@@ -312,7 +343,9 @@ static void removed(struct l2_op *l2_op)
     op_run_all(ops);
 }
 
-static void send_removal(struct store_op *op, const char *key, size_t key_size, void (*done)(struct l2_op *))
+/* @version: only if L2 still has that one; NULL: whatever it has. */
+static void send_removal(struct store_op *op, const char *key, size_t key_size, const struct seal_version *version,
+                         void (*done)(struct l2_op *))
 {
     struct removal *removal = calloc(1, sizeof(*removal));
 
@@ -321,7 +354,14 @@ static void send_removal(struct store_op *op, const char *key, size_t key_size, 
     removal->op.done = done;
     removal->for_op = op;
     memcpy(removal->key, key, key_size);
-    l2_remove(op->store->l2, &removal->op, removal->key, key_size);
+    removal->key_size = key_size;
+    removal->started_ms = clock_now_ms();
+    if (version) {
+        uint64_t stored[2] = {htole64(version->seq), htole64(version->unique)};
+        memcpy(removal->version, stored, sizeof(stored));
+        removal->is_conditional = true;
+    }
+    submit_removal(op->store, removal);
 }
 
 /*
@@ -348,7 +388,7 @@ static int ask_to_remove(struct store_op *op, bool is_dir)
     if (r == 0) {
         session->flags |= S_BUSY;
         size_t size = session_key(op->store, session, key);
-        send_removal(op, key, size, removed);
+        send_removal(op, key, size, NULL, removed);
         r = PARKED;
     }
     session_unlock(session);
@@ -369,6 +409,7 @@ struct emptiness {
     struct l2_op op;
     struct store_op *for_op;
     char pattern[L2_KEY_MAX];
+    unsigned n_tries;
 };
 
 enum { RMDIR_START, RMDIR_ANSWERED = REMOVE_ANSWERED, RMDIR_COUNTED };
@@ -379,6 +420,10 @@ static void counted(struct l2_op *l2_op)
     struct store_op *op = emptiness->for_op;
     const struct l2_scan_result *scan = l2_op->scan;
 
+    if (l2_op->is_lost && ++emptiness->n_tries < 3) {
+        l2_scan(op->store->l2, l2_op, 0, emptiness->pattern, 1000);
+        return;
+    }
     if (l2_op->result == 0 && scan && scan->n_keys == 0 && scan->cursor) {
         l2_scan(op->store->l2, l2_op, scan->cursor, emptiness->pattern, 1000);
         return;
@@ -441,6 +486,7 @@ int step_rmdir(struct store_op *op)
  * The session moves to another key: SET under the new one, then DEL of the old one. op->session is the source, op->target what
  * has the new name now (an entry that may stand for nothing). Both are BUSY meanwhile.
  */
+#define RENAME_TRIES 8
 enum { RENAME_START, RENAME_ANSWERED, RENAME_COUNTED = RMDIR_COUNTED, RENAME_READY };
 
 static void lock_both(struct session *a, struct session *b)
@@ -463,14 +509,16 @@ static void end_rename(struct store_op *op, int result, struct commit *commit)
     lock_both(from, to);
     from->flags &= ~(unsigned)S_BUSY;
     to->flags &= ~(unsigned)S_BUSY;
+    if (result == 0 && (from->flags & S_GONE))
+        result = -ENOENT;
     if (result == 0) {
         struct dir *dir = to->dir;
         uint64_t generation = commit_generation_locked(commit, to);
         char name[256];
         size_t size = to->entry.name_size;
         memcpy(name, to->entry.name, size);
+        session_rekey_locked(store, from, dir, name, size); /* takes the name from @to in one step */
         session_kill_locked(store, to, S_GONE | S_ORPHAN | S_REPLACED);
-        session_rekey_locked(store, from, dir, name, size);
         session_set_clean_locked(store, from);
         from->version = commit->version;
         from->saved_no = from->change_no;
@@ -486,7 +534,7 @@ static void end_rename(struct store_op *op, int result, struct commit *commit)
     struct store_op *ops = op_take_waiters_locked(from), *more = op_take_waiters_locked(to);
     unlock_both(from, to);
     op->later = result;
-    op->stage = RENAME_ANSWERED;
+    op->stage = result == -EAGAIN ? RENAME_START : RENAME_ANSWERED;
     op_run(op);
     op_run_all(ops);
     op_run_all(more);
@@ -497,10 +545,18 @@ static void old_is_removed(struct l2_op *l2_op)
     struct removal *removal = CONTAINER_OF(l2_op, struct removal, op);
     struct store_op *op = removal->for_op;
     struct commit *commit = op->work;
-    int result = l2_op->result;
 
+    if (removal_goes_on(removal))
+        return;
+    int result = l2_op->result;
     free(removal);
-    end_rename(op, result == -ENOENT ? 0 : result, commit);
+    if (result == -ENOENT)
+        result = 0;
+    if (result == -EEXIST) { /* saved elsewhere since we read it: the newer content moves as well */
+        op->no_replace = false; /* what has the new name is our own work */
+        result = op->need++ < RENAME_TRIES ? -EAGAIN : 0;
+    }
+    end_rename(op, result, commit);
     commit_free(commit);
 }
 
@@ -523,8 +579,9 @@ static void new_is_written(struct commit *commit, int result)
     op->work = kept;
     pthread_mutex_lock(&op->session->lock);
     size_t size = session_key(op->store, op->session, key);
+    struct seal_version version = op->session->version;
     pthread_mutex_unlock(&op->session->lock);
-    send_removal(op, key, size, old_is_removed);
+    send_removal(op, key, size, &version, old_is_removed);
 }
 
 /* The source as it will be under its new name. */

@@ -194,8 +194,14 @@ int op_need_saved_locked(struct store_op *op, struct session *session)
         return session->flags & S_ORPHAN ? 0 : -ESTALE;
     if (session->failed_no >= op->need)
         return session->commit_error;
-    if (!session->commit && !(session->flags & S_BUSY))
+    /* An attribute that was set amid another program's save goes with that save: alone it would publish half of it. */
+    bool is_content_op = op->kind == STORE_WRITE || op->kind == STORE_SYNC || (op->set & STORE_SET_SIZE);
+    if (!session->commit && !is_content_op && (session->flags & S_CONTENT_DIRTY))
+        return 0;
+    if (!session->commit && !(session->flags & S_BUSY)) {
+        session->flags &= ~(unsigned)S_FAILED;
         commit_start_locked(op->store, session, state_for(op, session));
+    }
     return park(session, op);
 }
 
@@ -240,6 +246,13 @@ static void kill_suid(struct session *session)
         session->mode &= ~(uint32_t)S_ISGID;
 }
 
+/* A save that is closed and waits for the commit before it must not be changed by the save after it. */
+static bool is_closed_save_waiting(const struct session *session)
+{
+    return session->commit && (session->flags & S_CLOSED) && (session->flags & S_CONTENT_DIRTY) &&
+           session->change_no != session->commit->change_no;
+}
+
 /* Changes @session's size; the content is here, or not needed. */
 static int resize_locked(struct store *store, struct session *session, uint64_t size)
 {
@@ -251,6 +264,8 @@ static int resize_locked(struct store *store, struct session *session, uint64_t 
         return 0;
     }
     session->content = NULL; /* consumed by content_writable(), under the same pin and place in the list */
+    if (content && content->bytes && atomic_load(&content->refs) > 1)
+        l1_pages_own(store->l1, content->bytes, content->room, NULL); /* whoever else has it may outlive the session */
     struct content *resized = content_writable(store, content, size);
     if (!resized) {
         session->content = content;
@@ -275,12 +290,8 @@ static int resize_locked(struct store *store, struct session *session, uint64_t 
 static int need_order(struct store_op *op, struct session *session)
 {
     if (!op->is_settled) {
-        pthread_mutex_lock(&session->lock);
-        bool must_settle = session->flags & (S_CONTENT_DIRTY | S_OPEN | S_WHOLE);
-        pthread_mutex_unlock(&session->lock);
         op->is_settled = true;
-        if (must_settle)
-            event_settle(op->store);
+        event_settle(op->store);
     }
     int watch = atomic_load(&session->dir->watch);
     if (watch == WATCH_ON || watch == WATCH_FAILED)
@@ -345,6 +356,8 @@ static int set_locked(struct store_op *op, struct session *session)
 
     if (r)
         return r;
+    if (has_size && is_closed_save_waiting(session))
+        return park(session, op);
     if (touch_locked(op, session))
         return 0;
     if (has_size)
@@ -466,12 +479,14 @@ static int write_locked(struct store_op *op, struct session *session)
         r = op_need_content_locked(op, session);
     if (r || !op->size)
         return r;
+    if (is_closed_save_waiting(session))
+        return park(session, op);
     bool whole = is_whole(op, session);
     r = op->offset == 0 && op->size >= session->size ? replace_locked(op, session) : patch_locked(op, session);
     if (r < 0)
         return r;
     content_changed_now(session);
-    session->flags &= ~(unsigned)S_TRUNCATED;
+    session->flags &= ~(unsigned)(S_TRUNCATED | S_PUBLISH);
     if (op->kills_suid)
         kill_suid(session);
     op->n_bytes = op->size;
@@ -510,7 +525,10 @@ static int step_sync(struct store_op *op)
     int r = 0;
     if (op->is_applied)
         r = op_need_saved_locked(op, session);
-    else if (session->flags & S_DIRTY)
+    else if ((session->flags & S_DIRTY) && session->failed_no >= session->change_no) {
+        session->change_no++; /* the last try failed: try again, for this one */
+        r = op_save_now_locked(op, session);
+    } else if (session->flags & S_DIRTY)
         r = op_save_now_locked(op, session);
     else
         commit_finish_open_locked(op->store, session);

@@ -195,7 +195,7 @@ bool session_evict(void *owner, struct l1_entry *entry)
 
     if (pthread_mutex_trylock(&session->lock) != 0)
         return false;
-    bool is_evictable = !(session->flags & (S_DIRTY | S_ORPHAN | S_BUSY)) && !session->commit && !session->fetch &&
+    bool is_evictable = !(session->flags & (S_DIRTY | S_ORPHAN | S_BUSY | S_OPEN)) && !session->commit && !session->fetch &&
                         !session->waiters && session->content;
     if (is_evictable) {
         drop_previous_locked(store, session);
@@ -261,6 +261,8 @@ void session_adopt_meta_locked(struct store *store, struct session *session, con
     adopt_xattrs(session, meta);
     if (S_ISDIR(meta->mode)) {
         struct dir *self = store_dir(store, meta->dir_id);
+        if (session->self && session->self != self)
+            dir_set_session(store, session->self, session, NULL);
         if (session->self != self)
             session->self = self;
         atomic_store(&session->self->ttl_ms, meta->ttl_ms);
@@ -288,7 +290,7 @@ void session_set_dirty_locked(struct store *store, struct session *session)
 
 void session_set_clean_locked(struct store *store, struct session *session)
 {
-    session->flags &= ~(unsigned)(S_CONTENT_DIRTY | S_TRUNCATED | S_FAILED | S_CLOSED);
+    session->flags &= ~(unsigned)(S_CONTENT_DIRTY | S_TRUNCATED | S_PUBLISH | S_FAILED | S_CLOSED);
     session->commit_at_ms = 0;
     if (!(session->flags & S_DIRTY))
         return;
@@ -302,6 +304,7 @@ bool session_kill_locked(struct store *store, struct session *session, unsigned 
     if (session->flags & S_GONE)
         return false;
     session->flags |= S_GONE | flags;
+    session->flags &= ~(unsigned)(S_OPEN | S_WHOLE | S_SHOWED_PREVIOUS);
     session_set_clean_locked(store, session);
     store_disarm_locked(store, session);
     drop_previous_locked(store, session);

@@ -73,8 +73,10 @@ struct session *dir_session(struct store *store, struct dir *dir)
 void dir_set_session(struct store *store, struct dir *dir, struct session *from, struct session *to)
 {
     pthread_mutex_lock(&store->dirs_lock);
-    if (!from || dir->session == from)
+    if ((!from || dir->session == from) && dir->session != to) {
         dir->session = to;
+        atomic_store(&dir->watch, WATCH_NONE); /* a watch belongs to an inode, not to the directory's id */
+    }
     pthread_mutex_unlock(&store->dirs_lock);
 }
 
@@ -89,7 +91,7 @@ static void free_dirs(struct store *store)
     }
 }
 
-static int path_of(struct store *store, struct session *dir, char *out, size_t size, size_t *length)
+static int path_of(struct store *store, struct session *dir, char *out, size_t size, size_t *length, unsigned depth)
 {
     pthread_mutex_lock(&dir->lock);
     bool is_gone = dir->flags & S_GONE;
@@ -101,10 +103,11 @@ static int path_of(struct store *store, struct session *dir, char *out, size_t s
 
     if (name_size == 0)
         return 0; /* the root */
-    struct session *parent = is_gone ? NULL : dir_session(store, above);
+    /* directories renamed into each other on two instances at once make a ring */
+    struct session *parent = is_gone || depth > size / 2 ? NULL : dir_session(store, above);
     if (!parent)
         return -ENOENT;
-    int r = parent == dir ? -ENOENT : path_of(store, parent, out, size, length);
+    int r = parent == dir ? -ENOENT : path_of(store, parent, out, size, length, depth + 1);
     session_unpin(store, parent);
     if (r < 0)
         return r;
@@ -119,7 +122,7 @@ static int path_of(struct store *store, struct session *dir, char *out, size_t s
 int store_path(struct store *store, struct session *dir, char *out, size_t size)
 {
     size_t length = 0;
-    int r = path_of(store, dir, out, size, &length);
+    int r = path_of(store, dir, out, size, &length, 0);
 
     out[length] = 0;
     return r;
@@ -134,8 +137,14 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 
 static uint64_t due_ms(const struct session *session)
 {
-    uint64_t due = session->flags & S_GONE ? 0 : session->deadline_ms;
+    uint64_t due = session->deadline_ms;
 
+    if (session->flags & S_GONE)
+        return session->fetch ? session->fetch->wait_until_ms : 0;
+    if (session->commit)
+        due = earlier(due, session->commit->retry_at_ms);
+    if (session->fetch)
+        due = earlier(due, session->fetch->retry_at_ms);
     if (session->flags & S_DIRTY)
         due = earlier(due, session->commit_at_ms);
     if (session->flags & S_OPEN)
@@ -153,6 +162,7 @@ void store_arm_locked(struct store *store, struct session *session)
 
     if (!due)
         return;
+    due = max_u64(due, clock_now_ms() + 1); /* whatever is overdue takes turns with the others */
     pthread_mutex_lock(&store->timer_lock);
     bool was_set = wheel_timer_is_set(&session->timer);
     if (!was_set || session->timer.at_ms > due) {
@@ -204,18 +214,24 @@ static void timer_fired(struct store *store, struct session *session)
         session->flags &= ~(unsigned)S_SHOWED_PREVIOUS;
     }
     bool settles = session->fetch && fetch_is_due_locked(session->fetch, now_ms);
-    if (session->deadline_ms && now_ms >= session->deadline_ms && !(session->flags & S_GONE) && !session->commit) {
+    bool is_over = session->deadline_ms && now_ms >= session->deadline_ms && !(session->flags & S_GONE);
+    if (is_over && (session->commit || (session->flags & S_BUSY))) {
+        session->deadline_ms = now_ms + 20; /* see what comes of it */
+    } else if (is_over) {
         is_gone = expire_locked(store, session);
         if (session->flags & S_GONE)
             ops = op_take_waiters_locked(session);
     }
     if (!(session->flags & S_GONE))
         commit_due_locked(store, session, now_ms);
-    if (session->commit && session->deadline_ms && now_ms >= session->deadline_ms)
-        session->deadline_ms = now_ms + 20; /* see what the commit says */
+    struct commit *resend = session->commit && commit_is_due_locked(session->commit, now_ms) ? session->commit : NULL;
+    if (session->fetch)
+        fetch_retry_locked(session->fetch, now_ms);
     store_arm_locked(store, session);
     session_unlock(session);
 
+    if (resend)
+        commit_send(resend);
     if (settles)
         fetch_settle(store, session);
     if (is_changed)
@@ -264,11 +280,27 @@ static void *timer_thread(void *arg)
 
 /* ---- what L2 reports ---- */
 
+/* Reports of changes are counted by key, for those who read something of which no session exists yet to be told. */
+_Atomic uint32_t *store_invalid_no(struct store *store, const char *key, size_t size)
+{
+    uint32_t hash = 0;
+
+    for (size_t i = size > SEAL_ID_TEXT ? size - SEAL_ID_TEXT : 0; i < size; i++)
+        hash = hash * 31 + (unsigned char)key[i];
+    return &store->invalid_no[hash % ARRAY_SIZE(store->invalid_no)];
+}
+
+static void count_all_invalid(struct store *store)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(store->invalid_no); i++)
+        atomic_fetch_add(&store->invalid_no[i], 1);
+}
+
 static void on_invalidated(void *owner, const char *key, size_t size)
 {
     struct store *store = owner;
 
-    atomic_fetch_add(&store->invalid_no, 1);
+    atomic_fetch_add(store_invalid_no(store, key, size), 1);
     struct session *session = session_by_key(store, key, size);
     if (!session)
         return;
@@ -298,6 +330,7 @@ static void on_link_lost(void *owner, unsigned link)
 {
     struct walk walk = {.store = owner, .link = link};
 
+    count_all_invalid(owner);
     l1_walk(walk.store->l1, distrust_entry, &walk);
 }
 
@@ -305,6 +338,7 @@ static void on_all_lost(void *owner)
 {
     struct walk walk = {.store = owner, .is_all = true};
 
+    count_all_invalid(owner);
     l1_walk(walk.store->l1, distrust_entry, &walk);
 }
 
@@ -340,7 +374,7 @@ void store_forget(struct store *store, struct session *session, uint64_t n)
             dir_set_session(store, session->self, session, NULL);
         if (session->flags & S_GONE)
             session_set_content_locked(store, session, NULL);
-        else if (!session->content && !(session->flags & S_DIRTY) && !session->fetch && !session->commit)
+        else if (!session->content && !(session->flags & (S_DIRTY | S_OPEN)) && !session->fetch && !session->commit)
             store_disarm_locked(store, session);
     }
     pthread_mutex_unlock(&session->lock);
@@ -350,22 +384,44 @@ void store_forget(struct store *store, struct session *session, uint64_t n)
 
 /* ---- closes ---- */
 
+struct closing {
+    struct store *store;
+    struct commit **batch;
+};
+
 static void close_entry(void *arg, struct l1_entry *entry)
 {
-    commit_closed(arg, CONTAINER_OF(entry, struct session, entry));
+    struct closing *closing = arg;
+    struct commit *commit = commit_closed(closing->store, CONTAINER_OF(entry, struct session, entry));
+
+    if (!commit)
+        return;
+    commit->next = *closing->batch;
+    *closing->batch = commit;
 }
 
-void store_closed(struct store *store, struct session *dir, const char *name, size_t size)
+void store_send(struct store *store, struct commit *batch)
 {
+    while (batch) {
+        struct commit *commit = batch;
+        batch = commit->next;
+        commit_send(commit);
+    }
+}
+
+void store_closed(struct store *store, struct session *dir, const char *name, size_t size, struct commit **batch)
+{
+    struct closing closing = {store, batch};
+
     if (!name) {
-        l1_walk(store->l1, close_entry, store);
+        l1_walk(store->l1, close_entry, &closing);
         return;
     }
     struct dir *inside = session_inside(dir);
     struct l1_entry *entry = inside ? l1_find(store->l1, inside->number, name, size) : NULL;
     if (!entry)
         return;
-    commit_closed(store, CONTAINER_OF(entry, struct session, entry));
+    close_entry(&closing, entry);
     l1_unpin(store->l1, entry);
 }
 
@@ -419,17 +475,25 @@ static void no_gone(void *owner, struct session *session, struct session *parent
 {
 }
 
+/* Nobody would hear of a close: whoever waits for a watch goes on without. */
+static void no_watch(void *owner, struct session *dir)
+{
+    store_watched(owner, dir, false);
+}
+
 static void no_settle(void *owner)
 {
 }
 
 static const struct store_events no_events = {
-    .changed = no_change, .gone = no_gone, .watch = no_change, .settle = no_settle};
+    .changed = no_change, .gone = no_gone, .watch = no_watch, .settle = no_settle};
 
 void store_set_events(struct store *store, const struct store_events *events)
 {
     pthread_rwlock_wrlock(&store->events_lock);
     store->events = events ? *events : no_events;
+    if (!events)
+        store->events.owner = store;
     pthread_rwlock_unlock(&store->events_lock);
 }
 
@@ -581,8 +645,8 @@ int store_new(struct store **ret, const struct store_config *config, char *why, 
     store->config.address = (struct l2_address){0};
     snprintf(store->name_space, sizeof(store->name_space), "sfs:%s:", config->name_space);
     store->config.name_space = strdup(config->name_space);
-    store->events = no_events;
     pthread_rwlock_init(&store->events_lock, NULL);
+    store_set_events(store, NULL);
     pthread_mutex_init(&store->dirs_lock, NULL);
     pthread_mutex_init(&store->watch_lock, NULL);
     pthread_mutex_init(&store->timer_lock, NULL);
@@ -603,14 +667,16 @@ int store_flush(struct store *store, unsigned timeout_ms)
 {
     uint64_t until_ms = clock_now_ms() + timeout_ms;
 
-    store_closed(store, NULL, NULL, 0);
-    while (atomic_load(&store->n_dirty)) {
+    for (;;) {
+        struct commit *batch = NULL;
+        store_closed(store, NULL, NULL, 0, &batch);
+        store_send(store, batch);
+        if (!atomic_load(&store->n_dirty))
+            return 0;
         if (clock_now_ms() >= until_ms)
             return -ETIMEDOUT;
         usleep(2000);
-        store_closed(store, NULL, NULL, 0);
     }
-    return 0;
 }
 
 static void drop_entry(void *arg, struct l1_entry *entry)
@@ -638,6 +704,7 @@ void store_free(struct store *store)
         pthread_join(store->timer_thread, NULL);
     }
     store_set_events(store, NULL);
+    atomic_store(&store->is_closing, true);
     if (store->l2)
         l2_stop(store->l2);
     if (store->l1) {
