@@ -20,7 +20,7 @@ SANITIZER_E2E='test_files.py test_coherence.py test_torn.py test_failure.py test
 
 # Seconds. A stage never gets more than what is left of the budget.
 BUDGET=1440
-BUILD_LIMIT=200 UNIT_LIMIT=150 INSTALL_LIMIT=400
+BUILD_LIMIT=200 UNIT_LIMIT=300 INSTALL_LIMIT=400
 PLAIN_E2E_LIMIT=500 SANITIZER_E2E_LIMIT=300
 
 ROOT=$(cd "$(dirname "$0")/.." && pwd -P) || exit 1

@@ -66,7 +66,7 @@ struct l2_link {
     /* I/O thread */
     redisReader *reader;
     uint64_t retry_at_ms, heard_at_ms, state_until_ms;
-    unsigned backoff_ms, hello_step, rearm_step;
+    unsigned backoff_ms, n_attempts, hello_step, rearm_step;
     uint64_t hello_redirect;     /* which invalidation link the handshake named */
     struct l2_op *bulk_op;       /* a large value is arriving for it, bulk_left bytes and CRLF to come */
     size_t bulk_left, bulk_total;
@@ -97,6 +97,8 @@ struct l2 {
     char *input;                 /* I/O thread: what recv() gives */
 
     /* I/O thread */
+    unsigned n_addresses;        /* of the host, when it was last looked up; 0 before */
+    unsigned address_no;         /* the one that answered last */
     char token[TOKEN_SIZE];      /* the invalidation link's client name, new with each connection */
     uint64_t redirect_id;
     bool was_lost;
@@ -104,7 +106,7 @@ struct l2 {
     pthread_mutex_t start_lock;
     pthread_cond_t started;
     /* guarded by start_lock */
-    unsigned n_ready;
+    unsigned n_ready, n_refusals;
     bool has_started, is_refused;
     char why[256];
 };

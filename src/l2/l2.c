@@ -141,7 +141,9 @@ void l2_link_is_lost(struct l2_link *link)
 void l2_refuse(struct l2 *l2, const char *why)
 {
     pthread_mutex_lock(&l2->start_lock);
-    if (!l2->has_started && !l2->is_refused) {
+    /* a host may have several addresses: each gets its chance */
+    bool is_last = ++l2->n_refusals >= l2->n_addresses;
+    if (!l2->has_started && !l2->is_refused && is_last) {
         l2->is_refused = true;
         snprintf(l2->why, sizeof(l2->why), "%s", why);
         pthread_cond_broadcast(&l2->started);
@@ -406,6 +408,10 @@ void l2_write_part(struct l2 *l2, struct l2_op *op, void *buffer, size_t size)
     struct l2_link *link = op->link;
 
     chunk->size = size;
+    if (size == 0) {
+        chunk_put(&l2->pool, chunk);
+        return;
+    }
     if (!op->is_streaming) {
         struct queue queue = own_queue(op);
         queue_append_chunk(&queue, chunk);

@@ -208,8 +208,9 @@ static int connect_unix(const char *path)
 }
 
 /* Tries the host's addresses in turn with each attempt. */
-static int connect_tcp(const struct l2_address *to, unsigned attempt)
+static int connect_tcp(struct l2 *l2, unsigned attempt)
 {
+    const struct l2_address *to = &l2->config.address;
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_ADDRCONFIG}, *list = NULL;
     char port[8];
 
@@ -225,6 +226,7 @@ static int connect_tcp(const struct l2_address *to, unsigned attempt)
     unsigned n = 0;
     for (struct addrinfo *a = list; a; a = a->ai_next)
         n++;
+    l2->n_addresses = n;
     struct addrinfo *chosen = list;
     for (attempt %= n; attempt; attempt--)
         chosen = chosen->ai_next;
@@ -252,7 +254,7 @@ static void plan_retry(struct l2_link *link)
 void link_connect(struct l2_link *link, uint64_t now_ms)
 {
     const struct l2_address *to = &link->l2->config.address;
-    int fd = to->path ? connect_unix(to->path) : connect_tcp(to, link->backoff_ms / BACKOFF_MIN_MS);
+    int fd = to->path ? connect_unix(to->path) : connect_tcp(link->l2, link->l2->address_no + link->n_attempts++);
 
     if (fd < 0) {
         char why[128];
@@ -428,6 +430,9 @@ static void ready(struct l2_link *link)
     link_flush_locked(link);
     pthread_mutex_unlock(&link->lock);
     link->backoff_ms = BACKOFF_MIN_MS;
+    if (link->n_attempts > 1) /* the others need not try what did not answer */
+        link->l2->address_no += link->n_attempts - 1;
+    link->n_attempts = 0;
     l2_link_is_ready(link);
 }
 
@@ -608,6 +613,10 @@ static bool take_reply(struct l2_link *link, const redisReply *reply)
         link_break(link, "a reply that nobody asked for");
         return false;
     }
+    if (op->is_streaming) {
+        link_break(link, "a reply before the end of its command");
+        return false;
+    }
     if (op->kind == OP_REARM && !rearm_is_fine(link, reply)) {
         link_break(link, "tracking could not be renewed");
         return false;
@@ -693,6 +702,8 @@ static bool drain_reader(struct l2_link *link)
                 continue;
             }
         }
+        if (reader->ridx < 0 && reader->pos == reader->len)
+            return true; /* asked now, the reader would take itself to be amid a reply */
         void *reply = NULL;
         if (redisReaderGetReply(reader, &reply) != REDIS_OK) {
             link_break(link, "its replies do not read as Redis' protocol");

@@ -98,12 +98,14 @@ static void take_first(struct l2_op *op, const redisReply *reply)
         if (reply->type == REDIS_REPLY_NIL)
             op->result = op->result == 1 ? -EEXIST : -ENOENT; /* 1: was asked with NX */
         else
-            op->result = 0;
+            op->result = reply->type == REDIS_REPLY_STATUS ? 0 : -EIO;
         return;
     case OP_REMOVE:
         if (op->data)
             take_value(op, reply);
-        else if (reply->type != REDIS_REPLY_INTEGER || reply->integer == 0)
+        else if (reply->type != REDIS_REPLY_INTEGER)
+            op->result = -EIO;
+        else if (reply->integer == 0)
             op->result = -ENOENT;
         return;
     case OP_REMOVE_IF:
@@ -115,7 +117,9 @@ static void take_first(struct l2_op *op, const redisReply *reply)
     case OP_EXPIRE:
         /* PERSIST says 0 as well for a key without expiry; the echo tells whether the key is there. */
     case OP_PATCH:
-        if (reply->type != REDIS_REPLY_INTEGER || (op->kind == OP_PATCH && reply->integer == 0))
+        if (reply->type != REDIS_REPLY_INTEGER)
+            op->result = -EIO;
+        else if (op->kind == OP_PATCH && reply->integer == 0)
             op->result = -ENOENT;
         return;
     case OP_SCAN:

@@ -161,7 +161,7 @@ static bool succeed_locked(struct commit *commit, struct session *session)
     if (session->flags & S_OPEN)
         session->finish_at_ms = clock_now_ms() + FINISH_MS;
     if (session->change_no == commit->change_no) /* else the next commit says it */
-        session->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : commit->started_ms + commit->ttl_ms;
+        session->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : clock_now_ms() + commit->ttl_ms;
     bool was_closed = session->flags & S_CLOSED;
     if (session->change_no == commit->change_no)
         session_set_clean_locked(commit->store, session);

@@ -126,6 +126,7 @@ struct session {
     struct commit *commit, *unsent;
     struct store_op *waiters, **waiters_end;
     uint64_t n_known;
+    struct session *gone_next, **gone_link; /* gone_lock */
     struct wheel_timer timer;    /* timer_lock */
 };
 
@@ -188,6 +189,9 @@ struct store {
     pthread_rwlock_t events_lock;    /* held for reading during a call up */
     struct store_events events;
     struct session *root;
+
+    pthread_mutex_t gone_lock;
+    struct session *gone;            /* gone_lock: gone from the index, but known to the kernel */
 
     pthread_mutex_t watch_lock;
     struct store_op *watch_waiters; /* watch_lock */
@@ -255,6 +259,7 @@ void session_set_clean_locked(struct store *store, struct session *session);
 /* Gone for good: @flags S_GONE, with S_ORPHAN if its holders may go on. Call events.gone after unlocking if it returns true. */
 bool session_kill_locked(struct store *store, struct session *session, unsigned flags);
 void session_tell_gone(struct store *store, struct session *session);
+void session_leave_gone(struct store *store, struct session *session); /* store->gone */
 void session_attr_locked(struct store *store, struct session *session, struct store_attr *ret);
 void session_renew_locked(struct store *store, struct session *session); /* use or touch: the TTL starts anew, coarsely */
 void session_set_deadline_locked(struct store *store, struct session *session, uint64_t ttl_ms);

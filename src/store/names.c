@@ -143,8 +143,28 @@ static void adopt_commit_locked(struct commit *commit, struct session *session)
     session->version = commit->version;
     session->saved_no = session->change_no;
     session->generation = commit_generation_locked(commit, session);
-    session->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : commit->started_ms + commit->ttl_ms;
+    session->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : clock_now_ms() + commit->ttl_ms;
     store_arm_locked(commit->store, session);
+}
+
+/* What had the name before is gone from L2, or SET NX had failed: whoever has it open has a stale file, the name a new one. */
+static void replace_target(struct store_op *op)
+{
+    struct session *old = op->target;
+
+    pthread_mutex_lock(&old->lock);
+    old->flags &= ~(unsigned)S_BUSY;
+    struct dir *dir = old->dir;
+    bool is_gone = session_kill_locked(op->store, old, S_GONE | S_REPLACED);
+    struct store_op *ops = op_take_waiters_locked(old);
+    pthread_mutex_unlock(&old->lock);
+    if (is_gone)
+        session_tell_gone(op->store, old);
+    drop_target(op);
+    op->target = session_get(op->store, dir, op->name, op->name_size);
+    if (!op->target)
+        abort(); /* out of memory for one session */
+    op_run_all(ops);
 }
 
 static void created(struct commit *commit, int result)
@@ -152,6 +172,16 @@ static void created(struct commit *commit, int result)
     struct store_op *op = commit->for_op;
     struct session *session = commit->session;
 
+    pthread_mutex_lock(&session->lock);
+    bool was_another = result == 0 && (session->flags & S_IS_KNOWN);
+    pthread_mutex_unlock(&session->lock);
+    if (was_another) { /* the new one is asked for: what was reported of it meanwhile went to the old one */
+        replace_target(op);
+        op->later = 0;
+        op->stage = CREATE_ASKED;
+        op_run(op);
+        return;
+    }
     pthread_mutex_lock(&session->lock);
     session->flags &= ~(unsigned)S_BUSY;
     if (result == 0)
@@ -522,7 +552,7 @@ static void end_rename(struct store_op *op, int result, struct commit *commit)
         session_set_clean_locked(store, from);
         from->version = commit->version;
         from->saved_no = from->change_no;
-        from->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : commit->started_ms + commit->ttl_ms;
+        from->deadline_ms = commit->ttl_ms == L2_TTL_NONE ? 0 : clock_now_ms() + commit->ttl_ms;
         from->ctime_ns = commit->meta.ctime_ns;
         if (from->content)
             from->content->unique = commit->version.unique;

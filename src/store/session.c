@@ -147,6 +147,16 @@ void session_rekey_locked(struct store *store, struct session *session, struct d
     name_locked(store, session, dir, name, size);
 }
 
+void session_leave_gone(struct store *store, struct session *session)
+{
+    pthread_mutex_lock(&store->gone_lock);
+    *session->gone_link = session->gone_next;
+    if (session->gone_next)
+        session->gone_next->gone_link = session->gone_link;
+    session->gone_link = NULL;
+    pthread_mutex_unlock(&store->gone_lock);
+}
+
 void session_release(void *owner, struct l1_entry *entry)
 {
     struct store *store = owner;
@@ -154,6 +164,8 @@ void session_release(void *owner, struct l1_entry *entry)
 
     if (session->flags & S_KEYED)
         key_remove(store, session);
+    if (session->gone_link)
+        session_leave_gone(store, session);
     content_unref(store, session->previous);
     content_unref(store, session->content);
     free(session->xattrs);
@@ -195,12 +207,12 @@ bool session_evict(void *owner, struct l1_entry *entry)
 
     if (pthread_mutex_trylock(&session->lock) != 0)
         return false;
-    bool is_evictable = !(session->flags & (S_DIRTY | S_ORPHAN | S_BUSY | S_OPEN)) && !session->commit && !session->fetch &&
+    bool is_evictable = !(session->flags & (S_DIRTY | S_ORPHAN | S_BUSY)) && !session->commit && !session->fetch &&
                         !session->waiters && session->content;
     if (is_evictable) {
         drop_previous_locked(store, session);
         session_set_content_locked(store, session, NULL);
-        if (!session->n_known)
+        if (!session->n_known && !(session->flags & S_OPEN))
             store_disarm_locked(store, session);
     }
     pthread_mutex_unlock(&session->lock);
@@ -299,6 +311,18 @@ void session_set_clean_locked(struct store *store, struct session *session)
     session_unpin(store, session);
 }
 
+/* Found by nothing any more but by the kernel's node id, and by store_free(). */
+static void add_gone(struct store *store, struct session *session)
+{
+    pthread_mutex_lock(&store->gone_lock);
+    session->gone_next = store->gone;
+    session->gone_link = &store->gone;
+    if (session->gone_next)
+        session->gone_next->gone_link = &session->gone_next;
+    store->gone = session;
+    pthread_mutex_unlock(&store->gone_lock);
+}
+
 bool session_kill_locked(struct store *store, struct session *session, unsigned flags)
 {
     if (session->flags & S_GONE)
@@ -313,6 +337,8 @@ bool session_kill_locked(struct store *store, struct session *session, unsigned 
     l1_forget(store->l1, &session->entry);
     key_remove(store, session);
     session->flags &= ~(unsigned)S_KEYED;
+    if (session->n_known)
+        add_gone(store, session);
     return session->n_known && !(flags & S_ORPHAN);
 }
 

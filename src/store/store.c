@@ -647,6 +647,7 @@ int store_new(struct store **ret, const struct store_config *config, char *why, 
     store->config.name_space = strdup(config->name_space);
     pthread_rwlock_init(&store->events_lock, NULL);
     store_set_events(store, NULL);
+    pthread_mutex_init(&store->gone_lock, NULL);
     pthread_mutex_init(&store->dirs_lock, NULL);
     pthread_mutex_init(&store->watch_lock, NULL);
     pthread_mutex_init(&store->timer_lock, NULL);
@@ -709,6 +710,12 @@ void store_free(struct store *store)
         l2_stop(store->l2);
     if (store->l1) {
         l1_walk(store->l1, drop_entry, store);
+        while (store->gone) {
+            struct session *session = store->gone;
+            session_leave_gone(store, session);
+            if (session->n_known)
+                store_forget(store, session, session->n_known);
+        }
         if (store->root)
             session_unpin(store, store->root);
         l1_free(store->l1);
