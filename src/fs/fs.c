@@ -91,7 +91,7 @@ int fs_new(struct fs **ret, const struct fs_config *config, char *why, size_t wh
     pthread_mutex_init(&fs->streams_lock, NULL);
     fs->mountpoint = strdup(config->mountpoint);
     fs->n_workers = count_workers(config->n_workers);
-    fs->fd = -1;
+    fs->fd = fs->guardian_fd = -1;
     fs->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     fs->se = new_session(fs);
     if (!fs->se) {
@@ -108,6 +108,11 @@ int fs_new(struct fs **ret, const struct fs_config *config, char *why, size_t wh
     r = transport_hook(fs);
     if (r < 0) {
         snprintf(why, why_size, "libfuse does not take our transport: %s", strerror(-r));
+        goto fail;
+    }
+    r = guardian_start(fs);
+    if (r < 0) {
+        snprintf(why, why_size, "cannot start the guardian process: %s", strerror(-r));
         goto fail;
     }
     *ret = fs;
@@ -197,12 +202,15 @@ void fs_free(struct fs *fs)
     if (!fs)
         return;
     unmount(fs);
+    if (fs->fd >= 0)
+        closep(&fs->fd);
+    fs->fd = -1;
+    guardian_stop(fs);
     fs_free_streams(fs);
     pthread_mutex_destroy(&fs->streams_lock);
     if (fs->se)
         fuse_session_destroy(fs->se);
     closep(&fs->event_fd);
-    closep(&fs->fd);
     free(fs->mountpoint);
     free(fs);
 }

@@ -17,6 +17,7 @@
 
 #define FS_MAX_WRITE (1u << 20)
 #define FS_MAX_WORKERS 8u
+#define FS_BUFFER_SIZE (FS_MAX_WRITE + 65536) /* holds every request */
 
 struct notice {
     struct notice *next;
@@ -50,6 +51,8 @@ struct fs {
     struct fuse_session *se;
     char *mountpoint;
     int fd;                        /* /dev/fuse */
+    pid_t guardian;
+    int guardian_fd;               /* closed by our death */
     int event_fd;                  /* tells fs_run(): something of the following changed */
     _Atomic bool is_leaving, is_stopping, is_agreed; /* asked to stop; the workers end; INIT was answered */
     bool is_mounted;
@@ -91,7 +94,13 @@ int transport_start(struct fs *fs);
 void transport_stop(struct fs *fs); /* the mount is gone or going: end the workers */
 int transport_hook(struct fs *fs);  /* after the mount: our reads and writes instead of libfuse's */
 void transport_detach(int keep, int keep_too);   /* this thread: no descriptors from 3 on but these two */
+void transport_close_others(int keep, int keep_too);
+int transport_clone(int fuse_fd);                /* another descriptor of that connection, or -1 */
 void transport_detach_writer(struct fs *fs);     /* this thread: only a clone of /dev/fuse, to write to */
+
+/* guardian.c */
+int guardian_start(struct fs *fs);
+void guardian_stop(struct fs *fs); /* the mount is gone */
 
 /* notify.c */
 int notify_start(struct fs *fs);

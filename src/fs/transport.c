@@ -30,12 +30,11 @@ const struct fs_raw *fs_raw(void)
     return &raw;
 }
 
-#define BUFFER_SIZE (FS_MAX_WRITE + 65536)
-
 /*
  * Threads that may sleep in the kernel until a request of this mount is answered must not keep the connection alive: if the
- * daemon is killed just then, the kernel ends the unanswered requests when the workers' descriptor is closed for good,
- * and that is what such a thread waits for. So it has a table of descriptors of its own, with only a clone of the device.
+ * daemon is killed just then, the kernel ends the requests that a worker had read when the workers' descriptor is closed for
+ * good (and the guardian those that none had), and that is what such a thread waits for. So it has a table of descriptors of
+ * its own, with only a clone of the device.
  */
 static __thread int own_fd = -1;
 
@@ -45,28 +44,39 @@ static void close_between(int from, int to)
         close_range((unsigned)from, (unsigned)to, 0);
 }
 
-void transport_detach(int keep, int keep_too)
+void transport_close_others(int keep, int keep_too)
 {
     int low = keep < keep_too ? keep : keep_too, high = keep < keep_too ? keep_too : keep;
 
-    if (unshare(CLONE_FILES) < 0) {
-        log_warning(-errno, "fs: a thread shares its descriptors: if this process is killed, programs may hang");
-        return;
-    }
     close_between(3, low - 1);
     close_between(low + 1, high - 1);
     close_between(high + 1, INT_MAX);
 }
 
-void transport_detach_writer(struct fs *fs)
+void transport_detach(int keep, int keep_too)
 {
-    uint32_t master = (uint32_t)fs->fd;
+    if (unshare(CLONE_FILES) < 0)
+        log_warning(-errno, "fs: a thread shares its descriptors: if this process is killed, programs may hang");
+    else
+        transport_close_others(keep, keep_too);
+}
+
+int transport_clone(int fuse_fd)
+{
+    uint32_t master = (uint32_t)fuse_fd;
     int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 
     if (fd >= 0 && ioctl(fd, FUSE_DEV_IOC_CLONE, &master) < 0) {
         close(fd);
         fd = -1;
     }
+    return fd;
+}
+
+void transport_detach_writer(struct fs *fs)
+{
+    int fd = transport_clone(fs->fd);
+
     if (fd < 0) {
         log_debug("fs: /dev/fuse cannot be opened again: notifications use the workers' descriptor");
         return;
@@ -192,7 +202,7 @@ static void *worker_thread(void *arg)
 {
     struct worker *worker = arg;
     struct fs *fs = worker->fs;
-    size_t room = BUFFER_SIZE;
+    size_t room = FS_BUFFER_SIZE;
     char *buffer = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (buffer == MAP_FAILED) {
