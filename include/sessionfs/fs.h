@@ -14,14 +14,14 @@ struct fs;
 struct store;
 
 struct fs_config {
-    struct store *store;        /* borrowed */
-    const char *mountpoint;     /* absolute */
-    const char *fsname;         /* the source as /proc/mounts shows it, no password */
-    const char *fuse_options;   /* further mount options, comma separated, passed to libfuse ("allow_other,ro"), or "" */
+    struct store *store;      /* borrowed */
+    const char *mountpoint;   /* absolute */
+    const char *fsname;       /* the source as /proc/mounts shows it, no password */
+    const char *fuse_options; /* further mount options, comma separated, passed to libfuse ("allow_other,ro"), or "" */
     bool has_uid, has_gid, has_umask; /* override what programs see */
     uint32_t uid, gid, umask;
-    bool debug;                 /* libfuse's own request log */
-    unsigned n_workers;         /* 0: as many as there are CPUs, at least 2, at most 8 */
+    bool debug;         /* libfuse's own request log */
+    unsigned n_workers; /* 0: as many as there are CPUs, at least 2, at most 8 */
     uint64_t default_ttl_ms;
     /* The status as JSON text (malloc()ed), shown by the attribute user.session.status of the mount's root. */
     char *(*status)(void *arg);
@@ -40,8 +40,8 @@ void fs_stop(struct fs *fs);
 void fs_free(struct fs *fs); /* unmounts if need be */
 
 struct fs_stats {
-    uint64_t n_requests;              /* all that the kernel sent */
-    uint64_t by_opcode[64];           /* index: FUSE opcode; fs_opcode_name() */
+    uint64_t n_requests;    /* all that the kernel sent */
+    uint64_t by_opcode[64]; /* index: FUSE opcode; fs_opcode_name() */
     uint64_t n_inval_inode, n_inval_entry, n_nodes;
 };
 void fs_stats(struct fs *fs, struct fs_stats *ret);

@@ -10,14 +10,14 @@
  * keep what a hit needs next in the line that follows.
  *
  * Arena: one memfd mapping of config.size bytes, 4 KiB pages, contiguous runs; locked in memory when RLIMIT_MEMLOCK
- * allows, MADV_DONTDUMP always, MADV_WIPEONFORK not needed; every run is wiped when it is freed. Memory that was never used
- * is never touched.
+ * allows, MADV_DONTDUMP always, MADV_WIPEONFORK not needed; every run is wiped when it is freed. Memory that was never
+ * used is never touched.
  *
- * Threads: every function on any thread. A lookup that hits takes no lock and writes nothing that another lookup writes,
- * but for the entry's pins. Locks: the index is sharded, one lock a shard; the eviction list has one, the arena has
- * one; each is held for a few instructions (a shard's for some 10 us when its table grows), never across a callback.
- * Order: shards by address, then list or arena. Callbacks run without any lock of l1 and may call any function of it.
- * Errors: NULL or negative errno.
+ * Threads: every function on any thread. A lookup that hits takes no lock and writes nothing that another lookup
+ * writes, but for the entry's pins. Locks: the index is sharded, one lock a shard; the eviction list has one, the arena
+ * has one; each is held for a few instructions (a shard's for some 10 us when its table grows), never across a
+ * callback. Order: shards by address, then list or arena. Callbacks run without any lock of l1 and may call any
+ * function of it. Errors: NULL or negative errno.
  */
 #ifndef SESSIONFS_L1_H
 #define SESSIONFS_L1_H
@@ -40,23 +40,23 @@ struct l1;
 struct l1_entry {
     /* the line that a lookup touches; dir, name_size and short_name change only while no reader can see the entry */
     uint64_t dir;
-    _Atomic uint32_t pins;              /* 1 -> 0 under the shard's lock only */
+    _Atomic uint32_t pins; /* 1 -> 0 under the shard's lock only */
     uint8_t name_size;
     _Atomic uint8_t used;               /* SIEVE's visited bit */
     uint8_t is_resident;                /* in the eviction list; list lock */
     uint8_t is_indexed;                 /* shard lock */
     char short_name[L1_NAME_SHORT_MAX]; /* the name, if it fits */
 
-    _Atomic uint64_t hash;              /* of dir and name, names the shard; changes under the locks of both shards */
-    char *name;                         /* = short_name, or malloc()ed; owned */
-    struct l1_entry *newer, *older;     /* eviction list; list lock */
+    _Atomic uint64_t hash;          /* of dir and name, names the shard; changes under the locks of both shards */
+    char *name;                     /* = short_name, or malloc()ed; owned */
+    struct l1_entry *newer, *older; /* eviction list; list lock */
 };
 
 struct l1_config {
-    size_t size;                        /* bytes of the arena, rounded up to pages */
-    void *(*make)(void *owner);         /* a new zeroed struct that starts with l1_entry, or NULL: out of memory */
-    /* The last pin is gone and it is out of the index: free it. Its name is wiped already. (Also called for a struct that
-       make() has just given, when another thread was faster to make an entry of that name.) */
+    size_t size;                /* bytes of the arena, rounded up to pages */
+    void *(*make)(void *owner); /* a new zeroed struct that starts with l1_entry, or NULL: out of memory */
+    /* The last pin is gone and it is out of the index: free it. Its name is wiped already. (Also called for a struct
+       that make() has just given, when another thread was faster to make an entry of that name.) */
     void (*release)(void *owner, struct l1_entry *entry);
     /* Give up the content of @entry (pinned for the call): l1_set_resident(false), free its pages, drop the pin of the
        content. Return true if something was freed, false if it must stay (unsaved, busy: use a trylock). */
@@ -101,14 +101,16 @@ static inline void l1_mark_used(struct l1_entry *entry)
 
 /**
  * l1_pages_get() - a run of pages of at least @size bytes (> 0), evicting what SIEVE chooses until there is room
- * Call it without holding what config.evict() locks. The bytes are zero. NULL: no room even after trying every entry once.
+ * Call it without holding what config.evict() locks. The bytes are zero. NULL: no room even after trying every entry
+ * once.
  */
 void *l1_pages_get(struct l1 *l1, size_t size);
 
 /**
- * l1_pages_own() - say whose content a run (same @size) is, so that room for a large run can be made by evicting neighbours
- * Without it room for a large run is found only by evicting nearly everything that is small. Call it while nobody else
- * can give the run back, and again when the run passes to another entry. Give it back before the entry's last pin goes.
+ * l1_pages_own() - say whose content a run (same @size) is, so that room for a large run can be made by evicting
+ * neighbours Without it room for a large run is found only by evicting nearly everything that is small. Call it while
+ * nobody else can give the run back, and again when the run passes to another entry. Give it back before the entry's
+ * last pin goes.
  */
 void l1_pages_own(struct l1 *l1, void *pages, size_t size, struct l1_entry *entry);
 

@@ -2,14 +2,14 @@
  * l2: the links to Redis. Sends commands, gives replies and invalidations to the floor above. Knows neither sessions
  * nor the blob format; sees only keys and ciphertext.
  *
- * Links: n_links data links, pipelined; the commands of one key always use the same link (hash of the key), so they stay
- * in order. Every data link has CLIENT TRACKING ON REDIRECT to the invalidation link, NOLOOP. A link that breaks fails
- * what it had in flight with -EIO, reconnects alone with back-off, and counts its generation up.
- * Threads: submit functions on any thread: they write to the socket themselves when it takes it (never waiting). One I/O
- * thread reads, reconnects and finds deadlines. done() and the callbacks of l2_config run on the I/O thread, or inside the
- * submit call when it fails at once; no lock of l2 is held then.
- * Errors: op->result: 0 or -ENOENT, -EEXIST (conditions), -ENOSPC (OOM), -EACCES (NOAUTH, NOPERM, WRONGPASS), -EBADMSG
- * (the key holds another type), -EIO (everything else, time-outs included).
+ * Links: n_links data links, pipelined; the commands of one key always use the same link (hash of the key), so they
+ * stay in order. Every data link has CLIENT TRACKING ON REDIRECT to the invalidation link, NOLOOP. A link that breaks
+ * fails what it had in flight with -EIO, reconnects alone with back-off, and counts its generation up. Threads: submit
+ * functions on any thread: they write to the socket themselves when it takes it (never waiting). One I/O thread reads,
+ * reconnects and finds deadlines. done() and the callbacks of l2_config run on the I/O thread, or inside the submit
+ * call when it fails at once; no lock of l2 is held then. Errors: op->result: 0 or -ENOENT, -EEXIST (conditions),
+ * -ENOSPC (OOM), -EACCES (NOAUTH, NOPERM, WRONGPASS), -EBADMSG (the key holds another type), -EIO (everything else,
+ * time-outs included).
  */
 #ifndef SESSIONFS_L2_H
 #define SESSIONFS_L2_H
@@ -20,10 +20,10 @@
 #include <stdint.h>
 
 struct l2_address {
-    bool is_local;     /* local[:DIR]: path is the state directory, or NULL for the default */
-    char *path;        /* unix socket (or DIR); NULL for TCP */
-    char *host;        /* TCP; without the brackets of an IPv6 address */
-    uint16_t port;     /* 6379 unless said */
+    bool is_local; /* local[:DIR]: path is the state directory, or NULL for the default */
+    char *path;    /* unix socket (or DIR); NULL for TCP */
+    char *host;    /* TCP; without the brackets of an IPv6 address */
+    uint16_t port; /* 6379 unless said */
     unsigned db;
     char *user, *password; /* percent-decoded; NULL if absent */
 };
@@ -39,9 +39,9 @@ void l2_address_deinit(struct l2_address *address);
 /** l2_address_show() - the address without user and password, for logs, df and /proc/mounts. */
 void l2_address_show(const struct l2_address *address, char *out, size_t size);
 
-#define L2_KEY_MAX 128
-#define L2_TTL_NONE 0u            /* never expires */
-#define L2_TTL_KEEP UINT64_MAX    /* what the key has */
+#define L2_KEY_MAX  128
+#define L2_TTL_NONE 0u         /* never expires */
+#define L2_TTL_KEEP UINT64_MAX /* what the key has */
 #define L2_READ_ALL SIZE_MAX
 
 struct l2;
@@ -50,10 +50,10 @@ struct l2_link;
 struct l2_config {
     struct l2_address address; /* copied; not local any more */
     unsigned n_links;
-    unsigned timeout_ms;       /* connect, handshake and reply, each */
+    unsigned timeout_ms; /* connect, handshake and reply, each */
     void *owner;
     void (*invalidated)(void *owner, const char *key, size_t size); /* another client changed it, or it expired */
-    void (*link_lost)(void *owner, unsigned link); /* what this link tracked is no longer reported */
+    void (*link_lost)(void *owner, unsigned link);                  /* what this link tracked is no longer reported */
     void (*all_lost)(void *owner);  /* no report can be relied on (the invalidation link broke), or FLUSHALL */
     void (*recovered)(void *owner); /* invalidations flow again after all_lost */
 };
@@ -78,11 +78,11 @@ struct l2_op {
     /* Reads: the value as it arrives, in one or several pieces; @total is its whole size. May be NULL. */
     void (*data)(struct l2_op *op, const void *bytes, size_t size, size_t total);
     int result;
-    int64_t pttl_ms;         /* reads: remaining time, -1 for none */
-    uint64_t generation;     /* of the link when the command was sent */
-    uint8_t echo[16];        /* writes: bytes 24..39 of the value right after the write; n_echo of them */
+    int64_t pttl_ms;     /* reads: remaining time, -1 for none */
+    uint64_t generation; /* of the link when the command was sent */
+    uint8_t echo[16];    /* writes: bytes 24..39 of the value right after the write; n_echo of them */
     unsigned n_echo;
-    bool is_lost;            /* -EIO because the link broke: whether Redis did it is not known */
+    bool is_lost;                      /* -EIO because the link broke: whether Redis did it is not known */
     const struct l2_scan_result *scan; /* l2_scan() */
     /* private to l2 */
     struct l2_link *link;
@@ -130,7 +130,7 @@ void l2_patch(struct l2 *l2, struct l2_op *op, const char *key, size_t key_size,
 struct l2_scan_result {
     uint64_t cursor; /* 0: the end */
     size_t n_keys;
-    const char **keys;      /* not terminated; valid during done() */
+    const char **keys; /* not terminated; valid during done() */
     const size_t *key_sizes;
 };
 

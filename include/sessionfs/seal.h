@@ -34,16 +34,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SEAL_KEY_BYTES 32
-#define SEAL_ID_BYTES 16       /* a directory's id, and the hash of a name */
-#define SEAL_ID_TEXT 22        /* either of them in base64url, without padding */
+#define SEAL_KEY_BYTES    32
+#define SEAL_ID_BYTES     16 /* a directory's id, and the hash of a name */
+#define SEAL_ID_TEXT      22 /* either of them in base64url, without padding */
 #define SEAL_HEADER_BYTES 64
-#define SEAL_TAG_BYTES 16
-#define SEAL_NONCE_BYTES 24
-#define SEAL_META_MAX 65536u   /* encoded metadata: a bound for readers */
+#define SEAL_TAG_BYTES    16
+#define SEAL_NONCE_BYTES  24
+#define SEAL_META_MAX     65536u /* encoded metadata: a bound for readers */
 
 enum seal_state { SEAL_STATE_FINISHED = 0, SEAL_STATE_OPEN = 0xA5 };
-#define SEAL_STATE_OFFSET 5
+#define SEAL_STATE_OFFSET   5
 #define SEAL_VERSION_OFFSET 24 /* 16 bytes: sequence number, unique */
 
 struct seal_keys;
@@ -96,14 +96,14 @@ struct seal_meta {
     uint32_t mode, uid, gid; /* mode with the file type */
     enum seal_policy policy;
     uint64_t ino;
-    uint64_t ttl_ms;         /* the session's time to live when renewed; 0 never expires. Of a directory: the default
-                                for what is created in it, SEAL_TTL_INHERIT for the mount's default */
+    uint64_t ttl_ms; /* the session's time to live when renewed; 0 never expires. Of a directory: the default
+                        for what is created in it, SEAL_TTL_INHERIT for the mount's default */
     int64_t mtime_ns, ctime_ns, created_ns;
     uint8_t dir_id[SEAL_ID_BYTES]; /* of a directory: the id its entries are stored under; else zero */
-    const char *name;        /* not terminated; the last component; points into the decoded buffer */
+    const char *name;              /* not terminated; the last component; points into the decoded buffer */
     uint16_t name_size;
     uint32_t xattrs_size;
-    const void *xattrs;      /* opaque to seal; points into the decoded buffer */
+    const void *xattrs; /* opaque to seal; points into the decoded buffer */
 };
 #define SEAL_TTL_INHERIT UINT64_MAX
 

@@ -6,11 +6,12 @@
  * of this header waits for the network but store_new(), store_flush() and store_free().
  *
  * Sessions (files and directories) are handed out as pointers, which fs uses as FUSE node ids. One that was given to
- * the caller as op->found carries one reference of the kernel's: store_forget() takes it back. The root is store_root().
+ * the caller as op->found carries one reference of the kernel's: store_forget() takes it back. The root is
+ * store_root().
  *
- * Freshness: an entry is *trusted* while L2 reports changes of it to us (link generation); everything else is asked for again.
- * Threads: any. Callbacks run on the I/O thread, the timer thread or inside store_run(), without a lock of the store.
- * Errors: negative errno in op->result.
+ * Freshness: an entry is *trusted* while L2 reports changes of it to us (link generation); everything else is asked for
+ * again. Threads: any. Callbacks run on the I/O thread, the timer thread or inside store_run(), without a lock of the
+ * store. Errors: negative errno in op->result.
  */
 #ifndef SESSIONFS_STORE_H
 #define SESSIONFS_STORE_H
@@ -23,19 +24,19 @@
 #include <sessionfs/l2.h>
 #include <sessionfs/seal.h>
 
-#define STORE_LEASE_MS 2000u      /* what the kernel was told is never believed longer than this */
-#define STORE_XATTRS_MAX 32768u   /* all user.* attributes of one session together */
-#define STORE_BLOCK L1_PAGE
+#define STORE_LEASE_MS   2000u  /* what the kernel was told is never believed longer than this */
+#define STORE_XATTRS_MAX 32768u /* all user.* attributes of one session together */
+#define STORE_BLOCK      L1_PAGE
 
 struct store;
 struct session;
 struct content;
 
 struct store_config {
-    struct l2_address address;  /* where Redis is (not local any more) */
-    struct seal_keys *keys;     /* the store's from then on, also when store_new() fails */
+    struct l2_address address; /* where Redis is (not local any more) */
+    struct seal_keys *keys;    /* the store's from then on, also when store_new() fails */
     const char *name_space;
-    uint64_t ttl_ms;            /* of new sessions; 0 never expires */
+    uint64_t ttl_ms; /* of new sessions; 0 never expires */
     uint64_t l1_size;
     uint64_t max_session;
     unsigned connections;
@@ -68,7 +69,8 @@ struct session *store_root(struct store *store);
 void store_remember(struct store *store, struct session *session, uint64_t n); /* n more references of the kernel */
 void store_forget(struct store *store, struct session *session, uint64_t n);
 
-/** store_path() - the path of directory @dir below the mount ("" for the root). 0, -ENAMETOOLONG, -ENOENT if it is gone. */
+/** store_path() - the path of directory @dir below the mount ("" for the root). 0, -ENAMETOOLONG, -ENOENT if it is
+ * gone. */
 int store_path(struct store *store, struct session *dir, char *out, size_t size);
 
 /**
@@ -83,34 +85,40 @@ void store_send(struct store *store, struct commit *batch);
 void store_watched(struct store *store, struct session *dir, bool is_watched);
 
 enum store_kind {
-    STORE_LOOKUP,       /* dir, name -> found, attr */
-    STORE_GETATTR,      /* session -> attr */
-    STORE_SETATTR,      /* session, set -> attr */
-    STORE_READ,         /* session, offset, size -> bytes, n_bytes (lent until store_done_with(op)) */
-    STORE_WRITE,        /* session, offset, data, size, is_cached, kills_suid */
-    STORE_SYNC,         /* session */
-    STORE_CREATE,       /* dir, name, mode (with type), uid, gid, is_exclusive -> found, attr */
-    STORE_REMOVE,       /* dir, name: a file */
-    STORE_RMDIR,        /* dir, name */
-    STORE_RENAME,       /* dir, name, new_dir, new_name, no_replace */
-    STORE_GETXATTR,     /* session, xattr -> bytes, n_bytes */
-    STORE_SETXATTR,     /* session, xattr, data, size, xattr_flags */
-    STORE_REMOVEXATTR,  /* session, xattr */
-    STORE_LISTXATTR,    /* session -> bytes, n_bytes: terminated names */
-    STORE_LIST,         /* dir, list: get more entries */
-    STORE_STATFS,       /* -> total, used (bytes) */
+    STORE_LOOKUP,      /* dir, name -> found, attr */
+    STORE_GETATTR,     /* session -> attr */
+    STORE_SETATTR,     /* session, set -> attr */
+    STORE_READ,        /* session, offset, size -> bytes, n_bytes (lent until store_done_with(op)) */
+    STORE_WRITE,       /* session, offset, data, size, is_cached, kills_suid */
+    STORE_SYNC,        /* session */
+    STORE_CREATE,      /* dir, name, mode (with type), uid, gid, is_exclusive -> found, attr */
+    STORE_REMOVE,      /* dir, name: a file */
+    STORE_RMDIR,       /* dir, name */
+    STORE_RENAME,      /* dir, name, new_dir, new_name, no_replace */
+    STORE_GETXATTR,    /* session, xattr -> bytes, n_bytes */
+    STORE_SETXATTR,    /* session, xattr, data, size, xattr_flags */
+    STORE_REMOVEXATTR, /* session, xattr */
+    STORE_LISTXATTR,   /* session -> bytes, n_bytes: terminated names */
+    STORE_LIST,        /* dir, list: get more entries */
+    STORE_STATFS,      /* -> total, used (bytes) */
 };
 
 enum {
-    STORE_SET_MODE = 1, STORE_SET_UID = 2, STORE_SET_GID = 4, STORE_SET_SIZE = 8, STORE_SET_MTIME = 16,
-    STORE_SET_MTIME_NOW = 32, STORE_SET_CTIME = 64, STORE_SET_KILL_SUID = 128,
+    STORE_SET_MODE = 1,
+    STORE_SET_UID = 2,
+    STORE_SET_GID = 4,
+    STORE_SET_SIZE = 8,
+    STORE_SET_MTIME = 16,
+    STORE_SET_MTIME_NOW = 32,
+    STORE_SET_CTIME = 64,
+    STORE_SET_KILL_SUID = 128,
 };
 
 struct store_attr {
     uint64_t ino, size;
     uint32_t mode, uid, gid;
     int64_t mtime_ns, ctime_ns;
-    unsigned valid_ms;          /* how long the kernel may believe this without asking */
+    unsigned valid_ms; /* how long the kernel may believe this without asking */
 };
 
 struct store_list;
@@ -125,10 +133,10 @@ struct store_op {
     uint32_t mode, uid, gid;
     uint64_t offset;
     size_t size;
-    const void *data;           /* the caller's during store_run(); copied when the operation has to wait */
-    unsigned set;               /* STORE_SET_* */
+    const void *data; /* the caller's during store_run(); copied when the operation has to wait */
+    unsigned set;     /* STORE_SET_* */
     int64_t mtime_ns;
-    int xattr_flags;            /* XATTR_CREATE, XATTR_REPLACE */
+    int xattr_flags; /* XATTR_CREATE, XATTR_REPLACE */
     bool is_exclusive, no_replace, is_cached, kills_suid;
     struct store_list *list;
 
@@ -143,16 +151,16 @@ struct store_op {
     struct store *store;
     struct store_op *next;
     struct content *content;
-    struct session *target;     /* rename, create: pinned */
-    void *copy;                 /* of data */
-    void *lent;                 /* what bytes points to */
+    struct session *target; /* rename, create: pinned */
+    void *copy;             /* of data */
+    void *lent;             /* what bytes points to */
     const struct session *seen_of;
     uint64_t need;
     uint32_t seen;
     uint8_t stage;
     bool is_applied, is_settled;
-    int later;                  /* a result that waits for the next stage */
-    void *work;                 /* of a stage */
+    int later;  /* a result that waits for the next stage */
+    void *work; /* of a stage */
 };
 
 /** store_run() - carry it out. The op (zeroed, then filled) stays the caller's, and untouched, until done(). */

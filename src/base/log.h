@@ -21,9 +21,9 @@ void log_to_syslog(void);
  */
 int log_write(enum log_level level, int error, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
-#define log_error(error, ...) log_write(LOG_LEVEL_ERROR, error, __VA_ARGS__)
+#define log_error(error, ...)   log_write(LOG_LEVEL_ERROR, error, __VA_ARGS__)
 #define log_warning(error, ...) log_write(LOG_LEVEL_WARNING, error, __VA_ARGS__)
-#define log_info(...) log_write(LOG_LEVEL_INFO, 0, __VA_ARGS__)
-#define log_debug(...) log_write(LOG_LEVEL_DEBUG, 0, __VA_ARGS__)
+#define log_info(...)           log_write(LOG_LEVEL_INFO, 0, __VA_ARGS__)
+#define log_debug(...)          log_write(LOG_LEVEL_DEBUG, 0, __VA_ARGS__)
 
 #endif

@@ -1,10 +1,10 @@
 /*
  * The guardian: a small process that outlives the daemon by a moment.
  *
- * A notifier may sleep in the kernel on a lock whose holder waits for a request that no worker has read yet. If the daemon is
- * killed just then, that sleep keeps the connection alive, and the connection the sleep: neither the daemon nor the
- * program could ever be killed. The guardian learns of the death from a pipe, answers what is queued with ENOTCONN, and goes;
- * then the kernel ends the connection. In the daemon's life it does nothing.
+ * A notifier may sleep in the kernel on a lock whose holder waits for a request that no worker has read yet. If the
+ * daemon is killed just then, that sleep keeps the connection alive, and the connection the sleep: neither the daemon
+ * nor the program could ever be killed. The guardian learns of the death from a pipe, answers what is queued with
+ * ENOTCONN, and goes; then the kernel ends the connection. In the daemon's life it does nothing.
  *
  * It is forked from a process with threads: it calls only what is safe then.
  */
@@ -22,7 +22,7 @@
 
 #include "base/log.h"
 
-#define QUIET_MS 200
+#define QUIET_MS     200
 #define MAX_REQUESTS 100000
 
 static bool wants_reply(uint32_t opcode)

@@ -1,6 +1,6 @@
 /*
- * Handlers: unpack the request, run one operation of the store, reply exactly once. Replies are sent from whichever thread
- * ends the operation; no lock is held then.
+ * Handlers: unpack the request, run one operation of the store, reply exactly once. Replies are sent from whichever
+ * thread ends the operation; no lock is held then.
  */
 #include "fs/internal.h"
 
@@ -246,10 +246,11 @@ static void reply_statfs(struct store_op *op)
 
 static void handle_init(void *userdata, struct fuse_conn_info *conn)
 {
-    /* A truncation has to come as a SETATTR: there is no open request that would carry it. Locks stay with the kernel. */
-    conn->want &= ~(unsigned)(FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_FLOCK_LOCKS |
-                              FUSE_CAP_POSIX_LOCKS | FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE |
-                              FUSE_CAP_SPLICE_MOVE);
+    /* A truncation has to come as a SETATTR: there is no open request that would carry it. Locks stay with the kernel.
+     */
+    conn->want &=
+        ~(unsigned)(FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_WRITEBACK_CACHE | FUSE_CAP_FLOCK_LOCKS | FUSE_CAP_POSIX_LOCKS |
+                    FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
     conn->want |= conn->capable & (FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO |
                                    FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_ASYNC_READ);
     conn->max_write = FS_MAX_WRITE;
@@ -596,7 +597,8 @@ static void handle_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_i
 static int entry_at(const struct stream *stream, uint64_t at, struct store_entry *ret)
 {
     if (at < 2) {
-        *ret = (struct store_entry){.name = at ? ".." : ".", .name_size = (uint16_t)(at + 1), .mode = S_IFDIR, .ino = 1};
+        *ret =
+            (struct store_entry){.name = at ? ".." : ".", .name_size = (uint16_t)(at + 1), .mode = S_IFDIR, .ino = 1};
         return 1;
     }
     return store_list_at(stream->list, at - 2, ret);

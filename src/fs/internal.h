@@ -1,9 +1,9 @@
 /*
- * What the files of fs share. A node id is the address of its struct session (store keeps it while the kernel knows it); the
- * root is FUSE_ROOT_ID.
+ * What the files of fs share. A node id is the address of its struct session (store keeps it while the kernel knows
+ * it); the root is FUSE_ROOT_ID.
  *
- * Threads: workers (transport.c) read requests and run handlers; two notifiers (notify.c), one for inodes, one for entries,
- * because the kernel may make each wait for a request that a worker answers; one watcher (watch.c).
+ * Threads: workers (transport.c) read requests and run handlers; two notifiers (notify.c), one for inodes, one for
+ * entries, because the kernel may make each wait for a request that a worker answers; one watcher (watch.c).
  */
 #ifndef SESSIONFS_FS_INTERNAL_H
 #define SESSIONFS_FS_INTERNAL_H
@@ -15,7 +15,7 @@
 #include <sessionfs/fs.h>
 #include <sessionfs/store.h>
 
-#define FS_MAX_WRITE (1u << 20)
+#define FS_MAX_WRITE   (1u << 20)
 #define FS_MAX_WORKERS 8u
 #define FS_BUFFER_SIZE (FS_MAX_WRITE + 65536) /* holds every request */
 
@@ -50,21 +50,21 @@ struct fs {
     struct store *store;
     struct fuse_session *se;
     char *mountpoint;
-    int fd;                        /* /dev/fuse */
+    int fd; /* /dev/fuse */
     pid_t guardian;
-    int guardian_fd;               /* closed by our death */
-    int event_fd;                  /* tells fs_run(): something of the following changed */
+    int guardian_fd;                                 /* closed by our death */
+    int event_fd;                                    /* tells fs_run(): something of the following changed */
     _Atomic bool is_leaving, is_stopping, is_agreed; /* asked to stop; the workers end; INIT was answered */
     bool is_mounted;
     struct worker workers[FS_MAX_WORKERS];
     unsigned n_workers;
     _Atomic uint64_t init_unique;
     uint32_t kernel_flags;
-    _Atomic uint64_t n_calls;      /* requests that are not answered yet */
+    _Atomic uint64_t n_calls; /* requests that are not answered yet */
     _Atomic uint64_t by_opcode[64], n_inval_inode, n_inval_entry;
     struct notifier inodes, entries;
     pthread_mutex_t streams_lock;
-    struct stream *streams;        /* streams_lock: open directories */
+    struct stream *streams; /* streams_lock: open directories */
     struct watcher *watcher;
 };
 
@@ -91,12 +91,12 @@ void fs_free_streams(struct fs *fs);
 
 /* transport.c */
 int transport_start(struct fs *fs);
-void transport_stop(struct fs *fs); /* the mount is gone or going: end the workers */
-int transport_hook(struct fs *fs);  /* after the mount: our reads and writes instead of libfuse's */
-void transport_detach(int keep, int keep_too);   /* this thread: no descriptors from 3 on but these two */
+void transport_stop(struct fs *fs);            /* the mount is gone or going: end the workers */
+int transport_hook(struct fs *fs);             /* after the mount: our reads and writes instead of libfuse's */
+void transport_detach(int keep, int keep_too); /* this thread: no descriptors from 3 on but these two */
 void transport_close_others(int keep, int keep_too);
-int transport_clone(int fuse_fd);                /* another descriptor of that connection, or -1 */
-void transport_detach_writer(struct fs *fs);     /* this thread: only a clone of /dev/fuse, to write to */
+int transport_clone(int fuse_fd);            /* another descriptor of that connection, or -1 */
+void transport_detach_writer(struct fs *fs); /* this thread: only a clone of /dev/fuse, to write to */
 
 /* guardian.c */
 int guardian_start(struct fs *fs);

@@ -2,8 +2,8 @@
  * The descriptor of /dev/fuse: requests in, replies out. libfuse is the codec between.
  *
  * Writing passes through transport_writev(), which patches the reply to INIT: FUSE_HANDLE_KILLPRIV_V2 spares the
- * kernel's question for security.capability before each write, and libfuse does not offer it. Clearing suid and sgid is ours then; the
- * request bits which say when are read here, because libfuse drops them.
+ * kernel's question for security.capability before each write, and libfuse does not offer it. Clearing suid and sgid is
+ * ours then; the request bits which say when are read here, because libfuse drops them.
  */
 #include "fs/internal.h"
 
@@ -31,10 +31,10 @@ const struct fs_raw *fs_raw(void)
 }
 
 /*
- * Threads that may sleep in the kernel until a request of this mount is answered must not keep the connection alive: if the
- * daemon is killed just then, the kernel ends the requests that a worker had read when the workers' descriptor is closed for
- * good (and the guardian those that none had), and that is what such a thread waits for. So it has a table of descriptors of
- * its own, with only a clone of the device.
+ * Threads that may sleep in the kernel until a request of this mount is answered must not keep the connection alive: if
+ * the daemon is killed just then, the kernel ends the requests that a worker had read when the workers' descriptor is
+ * closed for good (and the guardian those that none had), and that is what such a thread waits for. So it has a table
+ * of descriptors of its own, with only a clone of the device.
  */
 static __thread int own_fd = -1;
 
@@ -98,8 +98,8 @@ static void patch_init(struct fs *fs, struct iovec *iov, int count)
 }
 
 /*
- * A reply happens before the next request which the kernel sends because of it. ThreadSanitizer does not see that order, as
- * it goes through the kernel: show it.
+ * A reply happens before the next request which the kernel sends because of it. ThreadSanitizer does not see that
+ * order, as it goes through the kernel: show it.
  */
 #ifdef __SANITIZE_THREAD__
 static _Atomic uint64_t kernel_order;

@@ -1,9 +1,9 @@
 /*
  * Who closes? Without open and flush requests only inotify tells: IN_CLOSE_WRITE on the mount's directories.
  *
- * Two threads. The adder looks up paths on our own mount, which the workers serve; it holds no descriptor of the mount and runs
- * nothing of the store (transport_detach()). The watcher reads events, and a worker that is about to change a content
- * reads what is queued already, so that a close is never taken for one of the save after it.
+ * Two threads. The adder looks up paths on our own mount, which the workers serve; it holds no descriptor of the mount
+ * and runs nothing of the store (transport_detach()). The watcher reads events, and a worker that is about to change a
+ * content reads what is queued already, so that a close is never taken for one of the save after it.
  */
 #include "fs/internal.h"
 
@@ -22,8 +22,8 @@
 #include "base/log.h"
 #include "base/macros.h"
 
-#define PATH_ROOM 4096u
-#define TRIES 5
+#define PATH_ROOM     4096u
+#define TRIES         5
 #define READ_AHEAD_KB "2048"
 
 /* A directory to be watched: from whoever asks to the adder, and from there with its result to the watcher. */
@@ -47,8 +47,8 @@ struct watcher {
     struct request *wanted, *added;
     bool sets_read_ahead;
 
-    pthread_mutex_t read_lock;   /* whoever reads events, until they are handled */
-    struct session **dirs;       /* read_lock; by watch descriptor; each with a reference of the kernel's */
+    pthread_mutex_t read_lock; /* whoever reads events, until they are handled */
+    struct session **dirs;     /* read_lock; by watch descriptor; each with a reference of the kernel's */
     size_t n_dirs;
 };
 

@@ -1,8 +1,9 @@
 /*
  * What the files of l2 share: output chunks, the queue of commands, one link.
  *
- * Locks: link->lock guards the queue and the socket of a link; pool->lock the spare buffers. link->lock first. Neither is held
- * while a callback of l2_op or l2_config runs. Reading, connecting and the handshake belong to the I/O thread alone.
+ * Locks: link->lock guards the queue and the socket of a link; pool->lock the spare buffers. link->lock first. Neither
+ * is held while a callback of l2_op or l2_config runs. Reading, connecting and the handshake belong to the I/O thread
+ * alone.
  */
 #ifndef SESSIONFS_L2_INTERNAL_H
 #define SESSIONFS_L2_INTERNAL_H
@@ -14,8 +15,8 @@
 
 #define CHUNK_SMALL 16384u
 #define CHUNK_LARGE (256u * 1024u + 4096u)
-#define TOKEN_SIZE 32
-#define INPUT_SIZE (256u * 1024u)
+#define TOKEN_SIZE  32
+#define INPUT_SIZE  (256u * 1024u)
 
 /* A piece of output. */
 struct chunk {
@@ -67,8 +68,8 @@ struct l2_link {
     redisReader *reader;
     uint64_t retry_at_ms, heard_at_ms, state_until_ms;
     unsigned backoff_ms, n_attempts, hello_step, rearm_step;
-    uint64_t hello_redirect;     /* which invalidation link the handshake named */
-    struct l2_op *bulk_op;       /* a large value is arriving for it, bulk_left bytes and CRLF to come */
+    uint64_t hello_redirect; /* which invalidation link the handshake named */
+    struct l2_op *bulk_op;   /* a large value is arriving for it, bulk_left bytes and CRLF to come */
     size_t bulk_left, bulk_total;
     unsigned crlf_left;
     struct l2_op ping, rearm;
@@ -80,7 +81,7 @@ struct l2_link {
     enum link_state state;
     int fd;
     bool wants_out, is_tracked;
-    struct queue main, parked;   /* parked: what came while another thread streams a value into main */
+    struct queue main, parked; /* parked: what came while another thread streams a value into main */
     struct l2_op *stream;
 };
 
@@ -88,18 +89,18 @@ struct l2 {
     struct l2_config config;
     struct l2_stats stats;
     struct chunk_pool pool;
-    struct l2_link *links;       /* n_links data links, then the invalidation link */
+    struct l2_link *links; /* n_links data links, then the invalidation link */
     struct l2_link *invalidation;
     _Atomic bool is_up, is_stopping;
     int epoll_fd, wake_fd;
     pthread_t thread;
     bool has_thread;
-    char *input;                 /* I/O thread: what recv() gives */
+    char *input; /* I/O thread: what recv() gives */
 
     /* I/O thread */
-    unsigned n_addresses;        /* of the host, when it was last looked up; 0 before */
-    unsigned address_no;         /* the one that answered last */
-    char token[TOKEN_SIZE];      /* the invalidation link's client name, new with each connection */
+    unsigned n_addresses;   /* of the host, when it was last looked up; 0 before */
+    unsigned address_no;    /* the one that answered last */
+    char token[TOKEN_SIZE]; /* the invalidation link's client name, new with each connection */
     uint64_t redirect_id;
     bool was_lost;
 
@@ -119,9 +120,9 @@ void link_deinit(struct l2_link *link);
 void link_connect(struct l2_link *link, uint64_t now_ms);
 void link_input(struct l2_link *link);
 void link_output(struct l2_link *link);
-void link_check(struct l2_link *link, uint64_t now_ms);  /* deadlines, pings, reconnection */
+void link_check(struct l2_link *link, uint64_t now_ms); /* deadlines, pings, reconnection */
 void link_break(struct l2_link *link, const char *reason);
-void link_rearm(struct l2_link *link);                   /* report to the new invalidation link from now on */
+void link_rearm(struct l2_link *link); /* report to the new invalidation link from now on */
 
 /* On any thread. */
 struct queue *link_lock_queue(struct l2_link *link);

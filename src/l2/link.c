@@ -4,8 +4,8 @@
  *   DOWN --connect()--> CONNECTING --writable--> HELLO --last handshake reply--> READY
  *     ^------------------------- link_break(), from any state -------------------'
  *
- * Commands that come while the link is not READY are kept until their deadline. What was in flight when a READY link breaks
- * fails at once: whether Redis executed it is unknown, and the floor above decides about trying again.
+ * Commands that come while the link is not READY are kept until their deadline. What was in flight when a READY link
+ * breaks fails at once: whether Redis executed it is unknown, and the floor above decides about trying again.
  */
 #include "l2/internal.h"
 
@@ -25,11 +25,10 @@
 #include "base/log.h"
 #include "base/macros.h"
 
-
-#define BULK_MIN 16384u
+#define BULK_MIN       16384u
 #define BACKOFF_MIN_MS 20u
 #define BACKOFF_MAX_MS 1000u
-#define PING_MS 1000u
+#define PING_MS        1000u
 
 void link_init(struct l2_link *link, struct l2 *l2, unsigned index, bool is_invalidation)
 {
@@ -57,8 +56,8 @@ static void drop_chunks(struct l2_link *link, struct queue *queue)
 }
 
 /*
- * Empties both queues; returns the commands, to be failed without the lock. A command whose thread is still giving parts
- * is not among them: l2_write_end() reports it.
+ * Empties both queues; returns the commands, to be failed without the lock. A command whose thread is still giving
+ * parts is not among them: l2_write_end() reports it.
  */
 static struct l2_op *take_ops_locked(struct l2_link *link)
 {
@@ -454,8 +453,9 @@ static void refuse_hello(struct l2_link *link, const redisReply *reply)
     char why[224];
 
     if (strncmp(reply->str, "NOAUTH", 6) == 0)
-        snprintf(why, sizeof(why), "it wants a password: put it in the source, in the -c file or in "
-                                   "SESSIONFS_REDIS_PASSWORD");
+        snprintf(why, sizeof(why),
+                 "it wants a password: put it in the source, in the -c file or in "
+                 "SESSIONFS_REDIS_PASSWORD");
     else
         snprintf(why, sizeof(why), "%s: %.*s", hello_words[link->hello_step], (int)min_u64(reply->len, 120),
                  reply->str);

@@ -18,8 +18,7 @@ int reply_errno(const char *error)
         const char *word;
         int error;
     } table[] = {
-        {"OOM", -ENOSPC},     {"NOAUTH", -EACCES},     {"NOPERM", -EACCES},
-        {"WRONGPASS", -EACCES}, {"WRONGTYPE", -EBADMSG},
+        {"OOM", -ENOSPC}, {"NOAUTH", -EACCES}, {"NOPERM", -EACCES}, {"WRONGPASS", -EACCES}, {"WRONGTYPE", -EBADMSG},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(table); i++)
@@ -146,8 +145,8 @@ static void take_second(struct l2_op *op, const redisReply *reply)
 
 bool reply_take(struct l2_op *op, const redisReply *reply)
 {
-    bool is_first = op->n_replies == 2 || op->kind == OP_REMOVE || op->kind == OP_REMOVE_IF || op->kind == OP_SCAN || op->kind == OP_INFO ||
-                    op->kind == OP_PING;
+    bool is_first = op->n_replies == 2 || op->kind == OP_REMOVE || op->kind == OP_REMOVE_IF || op->kind == OP_SCAN ||
+                    op->kind == OP_INFO || op->kind == OP_PING;
 
     if (!reply) {
         /* the value was delivered piece by piece */

@@ -1,8 +1,8 @@
 /*
  * Commit: a session's unsaved changes become one new version in L2. One at a time for a session.
  *
- * commit_new_locked() takes a snapshot under the session's lock (the content is shared: who writes meanwhile writes to a
- * copy); commit_send() seals and sends it without any lock, so that a large session blocks nobody.
+ * commit_new_locked() takes a snapshot under the session's lock (the content is shared: who writes meanwhile writes to
+ * a copy); commit_send() seals and sends it without any lock, so that a large session blocks nobody.
  */
 #include "store/internal.h"
 
@@ -139,8 +139,8 @@ void commit_send(struct commit *commit)
 /* ---- the end ---- */
 
 /*
- * The echo tells whether L2 had our version right after the write. A change after that is reported to us, perhaps before the
- * reply is: the report comes by another link.
+ * The echo tells whether L2 had our version right after the write. A change after that is reported to us, perhaps
+ * before the reply is: the report comes by another link.
  */
 uint64_t commit_generation_locked(const struct commit *commit, const struct session *session)
 {
@@ -299,8 +299,8 @@ void commit_finish_open_locked(struct store *store, struct session *session)
     finish = calloc(1, sizeof(*finish));
     if (!finish)
         abort();
-    *finish = (struct finish){
-        .op.done = on_finished, .store = store, .session = session, .unique = session->version.unique};
+    *finish =
+        (struct finish){.op.done = on_finished, .store = store, .session = session, .unique = session->version.unique};
     session->flags |= S_FINISHING;
     l1_pin(&session->entry);
     size_t size = session_key(store, session, key);

@@ -1,4 +1,5 @@
-/* Contents: runs of L1 pages that are shared by whoever reads, seals or has lent them, and changed only by a single owner. */
+/* Contents: runs of L1 pages that are shared by whoever reads, seals or has lent them, and changed only by a single
+ * owner. */
 #include "store/internal.h"
 
 struct content *content_new(struct store *store, size_t size)

@@ -165,8 +165,8 @@ static void replace_content_locked(struct fetch *fetch, struct session *session)
 }
 
 /*
- * A touch elsewhere moves the deadline and nothing else: when it was follows from that. Only what is clearly later than the
- * save counts, and once shown it stays put: PTTL and clocks are a little off each time.
+ * A touch elsewhere moves the deadline and nothing else: when it was follows from that. Only what is clearly later than
+ * the save counts, and once shown it stays put: PTTL and clocks are a little off each time.
  */
 static void derive_times_locked(struct fetch *fetch, struct session *session, int64_t shown_ns)
 {
@@ -252,15 +252,15 @@ static void log_failure(struct fetch *fetch, int error)
     if (fetch->session == store->root)
         return; /* store_new() says it */
     log_error(0, "store: session %.8s..: %s", fetch->key + fetch->key_size - SEAL_ID_TEXT,
-              error == -EBADMSG  ? "what Redis has does not authenticate: it was damaged, moved or made with another key"
+              error == -EBADMSG ? "what Redis has does not authenticate: it was damaged, moved or made with another key"
               : error == -ENOKEY ? "it was sealed with a key that the key file does not have"
               : error == -ENOMEM ? "no room in L1 (l1_size=) to open it"
                                  : strerror(-error));
 }
 
 /*
- * L2 lost everything, the root's entry too: make it again as it was here, or take the one that somebody else just made. What
- * waits for it goes on meanwhile.
+ * L2 lost everything, the root's entry too: make it again as it was here, or take the one that somebody else just made.
+ * What waits for it goes on meanwhile.
  */
 static void root_is_back(struct commit *commit, int result)
 {

@@ -23,13 +23,13 @@ struct store_list {
     size_t n_entries, room;
     char *names;
     size_t n_names, names_room;
-    uint64_t *seen;              /* open addressing, 0 empty: first half of the name's hash */
+    uint64_t *seen; /* open addressing, 0 empty: first half of the name's hash */
     size_t n_seen, seen_room;
     uint64_t cursor;
     bool has_started, is_over;
 
     pthread_mutex_t lock;
-    unsigned n_pending;          /* prefix reads in flight, and the scan itself */
+    unsigned n_pending; /* prefix reads in flight, and the scan itself */
     int error;
     struct store_op *op;
     struct l2_op scan;
@@ -42,7 +42,7 @@ struct list_read {
     struct store *store;
     char key[L2_KEY_MAX];
     size_t key_size, wanted;
-    uint32_t invalid_no;         /* of its key, when it was sent */
+    uint32_t invalid_no; /* of its key, when it was sent */
     unsigned char *blob;
     size_t n_blob;
     unsigned n_tries;
@@ -208,7 +208,9 @@ static void learn(struct list_read *read, const struct seal_head *head, const st
         session->size = head->content_size;
         session->version = head->version;
         /* a report of a change since would have found no session to tell */
-        session->generation = read->invalid_no == atomic_load(store_invalid_no(store, read->key, read->key_size)) ? read->op.generation : 0;
+        session->generation = read->invalid_no == atomic_load(store_invalid_no(store, read->key, read->key_size))
+                                  ? read->op.generation
+                                  : 0;
         session_set_deadline_locked(store, session, read->op.pttl_ms < 0 ? 0 : max_u64(1, (uint64_t)read->op.pttl_ms));
     }
     pthread_mutex_unlock(&session->lock);

@@ -57,8 +57,8 @@ static void give_found_locked(struct store_op *op, struct session *session)
 }
 
 /*
- * A large session that is looked up is mostly read next, where that was so before: its content is on its way then. Whoever
- * only looks (stat, find) uses the credit up.
+ * A large session that is looked up is mostly read next, where that was so before: its content is on its way then.
+ * Whoever only looks (stat, find) uses the credit up.
  */
 static void fetch_ahead_locked(struct store *store, struct session *session)
 {
@@ -147,7 +147,8 @@ static void adopt_commit_locked(struct commit *commit, struct session *session)
     store_arm_locked(commit->store, session);
 }
 
-/* What had the name before is gone from L2, or SET NX had failed: whoever has it open has a stale file, the name a new one. */
+/* What had the name before is gone from L2, or SET NX had failed: whoever has it open has a stale file, the name a new
+ * one. */
 static void replace_target(struct store_op *op)
 {
     struct session *old = op->target;
@@ -395,8 +396,8 @@ static void send_removal(struct store_op *op, const char *key, size_t key_size, 
 }
 
 /*
- * Whoever has the file open goes on reading it: its content has to be here before it is gone from L2. The kernel does not tell
- * who has it open.
+ * Whoever has the file open goes on reading it: its content has to be here before it is gone from L2. The kernel does
+ * not tell who has it open.
  */
 static int ask_to_remove(struct store_op *op, bool is_dir)
 {
@@ -513,8 +514,8 @@ int step_rmdir(struct store_op *op)
 /* ---- rename ---- */
 
 /*
- * The session moves to another key: SET under the new one, then DEL of the old one. op->session is the source, op->target what
- * has the new name now (an entry that may stand for nothing). Both are BUSY meanwhile.
+ * The session moves to another key: SET under the new one, then DEL of the old one. op->session is the source,
+ * op->target what has the new name now (an entry that may stand for nothing). Both are BUSY meanwhile.
  */
 #define RENAME_TRIES 8
 enum { RENAME_START, RENAME_ANSWERED, RENAME_COUNTED = RMDIR_COUNTED, RENAME_READY };
@@ -582,7 +583,7 @@ static void old_is_removed(struct l2_op *l2_op)
     free(removal);
     if (result == -ENOENT)
         result = 0;
-    if (result == -EEXIST) { /* saved elsewhere since we read it: the newer content moves as well */
+    if (result == -EEXIST) {    /* saved elsewhere since we read it: the newer content moves as well */
         op->no_replace = false; /* what has the new name is our own work */
         result = op->need++ < RENAME_TRIES ? -EAGAIN : 0;
     }

@@ -368,7 +368,8 @@ static int set_locked(struct store_op *op, struct session *session)
     if (session->flags & S_GONE)
         return 0;
     session_set_dirty_locked(op->store, session);
-    /* open(O_TRUNC) and ftruncate() go with the save they belong to; truncate(2), which sets the time, is a save itself. */
+    /* open(O_TRUNC) and ftruncate() go with the save they belong to; truncate(2), which sets the time, is a save
+     * itself. */
     bool is_part = (has_size && !(op->set & STORE_SET_MTIME_NOW)) || (!has_size && (session->flags & S_CONTENT_DIRTY));
     return is_part ? 0 : op_save_now_locked(op, session);
 }
@@ -463,7 +464,8 @@ static int patch_locked(struct store_op *op, struct session *session)
     return 0;
 }
 
-/* The whole content in one request, and more may not follow: a request that ends on a page boundary may be the first of several. */
+/* The whole content in one request, and more may not follow: a request that ends on a page boundary may be the first of
+ * several. */
 static bool is_whole(const struct store_op *op, const struct session *session)
 {
     return op->offset == 0 && op->size >= session->size && op->size % L1_PAGE != 0 && !op->is_cached;

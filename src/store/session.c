@@ -367,7 +367,6 @@ static unsigned valid_ms(struct store *store, const struct session *session)
     return (unsigned)valid;
 }
 
-
 void session_attr_locked(struct store *store, struct session *session, struct store_attr *ret)
 {
     *ret = (struct store_attr){

@@ -11,14 +11,14 @@
 
 #include "base/units.h"
 
-#define HEAD 5u
-#define OURS "user.session."
+#define HEAD       5u
+#define OURS       "user.session."
 #define TTL_MAX_MS (10ull * 366 * 24 * 3600 * 1000) /* Redis would take more; ten years is no session any more */
 
 /* ---- the packed list ---- */
 
 struct item {
-    size_t at, size;      /* of the whole record */
+    size_t at, size; /* of the whole record */
     size_t name_size;
     const char *name, *value;
     size_t value_size;

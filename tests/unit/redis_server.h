@@ -1,8 +1,8 @@
 /*
  * A private redis-server for a test: started in a directory of its own, killed with the process that started it.
  *
- * Check runs each test in a child of its own and gives up without the teardown when it fails: so the directories live in
- * one which main() makes (servers_begin()) and removes (servers_end()), and the servers end by PR_SET_PDEATHSIG.
+ * Check runs each test in a child of its own and gives up without the teardown when it fails: so the directories live
+ * in one which main() makes (servers_begin()) and removes (servers_end()), and the servers end by PR_SET_PDEATHSIG.
  * Threads: the main thread only, but for server_do() with a context of one's own.
  */
 #ifndef TESTS_REDIS_SERVER_H
@@ -150,8 +150,9 @@ static void server_start(struct server *server, const char *option, const char *
         prctl(PR_SET_PDEATHSIG, SIGKILL);
         if (getppid() != parent)
             _exit(1);
-        execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", server->path, "--save", "", "--appendonly",
-               "no", "--daemonize", "no", "--logfile", "/dev/null", "--dir", server->dir, option, value, (char *)NULL);
+        execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", server->path, "--save", "",
+               "--appendonly", "no", "--daemonize", "no", "--logfile", "/dev/null", "--dir", server->dir, option, value,
+               (char *)NULL);
         _exit(1);
     }
     WAIT_UNTIL(server_answers(server));

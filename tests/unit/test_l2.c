@@ -339,19 +339,28 @@ static const struct {
     int result;
     int left_s;
 } writes[] = {
-    {false, L2_TTL_NONE, L2_ALWAYS, 0, -1},       {true, L2_TTL_NONE, L2_ALWAYS, 0, -1},
-    {false, 90000, L2_ALWAYS, 0, 90},             {true, 90000, L2_ALWAYS, 0, 90},
-    {false, L2_TTL_KEEP, L2_ALWAYS, 0, -1},       {true, L2_TTL_KEEP, L2_ALWAYS, 0, 50},
-    {false, 90000, L2_IF_ABSENT, 0, 90},          {true, 90000, L2_IF_ABSENT, -EEXIST, 50},
-    {false, L2_TTL_NONE, L2_IF_ABSENT, 0, -1},    {true, L2_TTL_NONE, L2_IF_ABSENT, -EEXIST, 50},
-    {false, 90000, L2_IF_PRESENT, -ENOENT, 0},    {true, 90000, L2_IF_PRESENT, 0, 90},
-    {false, L2_TTL_KEEP, L2_IF_PRESENT, -ENOENT, 0}, {true, L2_TTL_KEEP, L2_IF_PRESENT, 0, 50},
-    {false, L2_TTL_NONE, L2_IF_PRESENT, -ENOENT, 0}, {true, L2_TTL_NONE, L2_IF_PRESENT, 0, -1},
+    {false, L2_TTL_NONE, L2_ALWAYS, 0, -1},
+    {true, L2_TTL_NONE, L2_ALWAYS, 0, -1},
+    {false, 90000, L2_ALWAYS, 0, 90},
+    {true, 90000, L2_ALWAYS, 0, 90},
+    {false, L2_TTL_KEEP, L2_ALWAYS, 0, -1},
+    {true, L2_TTL_KEEP, L2_ALWAYS, 0, 50},
+    {false, 90000, L2_IF_ABSENT, 0, 90},
+    {true, 90000, L2_IF_ABSENT, -EEXIST, 50},
+    {false, L2_TTL_NONE, L2_IF_ABSENT, 0, -1},
+    {true, L2_TTL_NONE, L2_IF_ABSENT, -EEXIST, 50},
+    {false, 90000, L2_IF_PRESENT, -ENOENT, 0},
+    {true, 90000, L2_IF_PRESENT, 0, 90},
+    {false, L2_TTL_KEEP, L2_IF_PRESENT, -ENOENT, 0},
+    {true, L2_TTL_KEEP, L2_IF_PRESENT, 0, 50},
+    {false, L2_TTL_NONE, L2_IF_PRESENT, -ENOENT, 0},
+    {true, L2_TTL_NONE, L2_IF_PRESENT, 0, -1},
 };
 
 START_TEST(write_obeys_time_and_condition_and_echoes_what_is_there)
 {
-    static const char before[] = "was here before, from 24: [0123456789abcdef]", after[] = "is now here: 0123456789.ABCDEFGHIJKLMNOP";
+    static const char before[] = "was here before, from 24: [0123456789abcdef]",
+                      after[] = "is now here: 0123456789.ABCDEFGHIJKLMNOP";
     struct call call = {0};
     bool is_there = writes[_i].is_there, is_written = writes[_i].result == 0;
 
@@ -379,9 +388,8 @@ START_TEST(write_obeys_time_and_condition_and_echoes_what_is_there)
 END_TEST
 
 static const size_t sizes[] = {
-    1,      2,      39,     40,     16382,   16383,           16384,           16385,       20000,
-    262143, 262144, 262145, 266239, 266240,  266241,          1000000,         1024 * 1024, 3 * PIECE - 1,
-    3 * PIECE, 4u << 20,
+    1,      2,      39,     40,     16382,  16383,   16384,       16385,         20000,     262143,
+    262144, 262145, 266239, 266240, 266241, 1000000, 1024 * 1024, 3 * PIECE - 1, 3 * PIECE, 4u << 20,
 };
 
 START_TEST(values_of_any_size_arrive_whole)
@@ -435,7 +443,7 @@ START_TEST(large_value_is_given_in_pieces_whatever_came_before_it)
 }
 END_TEST
 
-#define N_KEYS 100
+#define N_KEYS  100
 #define N_TURNS 20
 
 START_TEST(commands_of_one_key_keep_their_order)
@@ -522,7 +530,8 @@ START_TEST(streams_and_small_commands_of_many_threads_share_one_link)
     start_l2(1, PATIENT_MS);
     for (unsigned i = 0; i < ARRAY_SIZE(workers); i++) {
         bool is_large = i < 3;
-        workers[i] = (struct worker){.number = i, .size = is_large ? (1u << 20) + 5 : 100, .n_turns = is_large ? 6 : 150};
+        workers[i] =
+            (struct worker){.number = i, .size = is_large ? (1u << 20) + 5 : 100, .n_turns = is_large ? 6 : 150};
         ck_assert_int_eq(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
     }
     for (unsigned i = 0; i < ARRAY_SIZE(workers); i++) {
@@ -612,7 +621,10 @@ END_TEST
 
 START_TEST(patch_changes_one_byte_of_the_version_it_knows_only)
 {
-    const uint8_t version[17] = "0123\0" "56789abcdef", other[17] = "0123\0" "56789abcdeg";
+    const uint8_t version[17] = "0123\0"
+                                "56789abcdef",
+                  other[17] = "0123\0"
+                              "56789abcdeg";
     unsigned char blob[64] = {0};
     struct call call = {0};
 
@@ -781,8 +793,8 @@ static void settle_reports(void)
 }
 
 static const char *const changes[] = {
-    "SET a new", "SET a new PX 50000", "SETRANGE a 3 x", "DEL a", "UNLINK a", "GETDEL a", "PEXPIRE a 90000", "PERSIST a",
-    "RENAME a b", "PEXPIRE a 1",
+    "SET a new", "SET a new PX 50000", "SETRANGE a 3 x", "DEL a",      "UNLINK a",
+    "GETDEL a",  "PEXPIRE a 90000",    "PERSIST a",      "RENAME a b", "PEXPIRE a 1",
 };
 
 START_TEST(change_by_another_client_is_reported)
@@ -1249,7 +1261,7 @@ START_TEST(host_with_two_addresses_is_reached_at_either)
     struct l2_address address = {.host = (char *)"two.test", .port = (uint16_t)free_port()};
 
     snprintf(port, sizeof(port), "%u", address.port);
-    two_hosts[_i] = "127.0.0.1"; /* Redis is here */
+    two_hosts[_i] = "127.0.0.1";  /* Redis is here */
     two_hosts[!_i] = "127.0.0.2"; /* and not here */
     server_start(&server, NULL, NULL);
     server_do(&server, "CONFIG SET bind 127.0.0.1");
@@ -1270,8 +1282,8 @@ static struct {
     pthread_t thread;
     _Atomic bool is_ending;
     _Atomic int invalidation_fd;
-    const char *answer;      /* to any command but those of the handshake */
-    bool answers_early;      /* as soon as anything of a command came in */
+    const char *answer; /* to any command but those of the handshake */
+    bool answers_early; /* as soon as anything of a command came in */
     _Atomic unsigned n_answered;
 } fake;
 
@@ -1408,7 +1420,7 @@ static const struct {
     enum fake_op op;
     const char *answer; /* to each of the commands of the operation */
     int result;
-    bool is_broken;     /* and the link is given up */
+    bool is_broken; /* and the link is given up */
 } odd_answers[] = {
     {"no protocol", FAKE_READ, "HTTP/1.1 400 Bad Request\r\n\r\n", -EIO, true},
     {"zero bytes", FAKE_READ, "\1\2\3\4\5", -EIO, true},

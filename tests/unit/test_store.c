@@ -127,11 +127,10 @@ static void start_side(struct side *side, const struct store_config *with)
 
     ck_assert_msg(r == 0, "%s", why);
     side->root = store_root(side->store);
-    store_set_events(side->store, &(struct store_events){.owner = side,
-                                                         .changed = on_changed,
-                                                         .gone = on_gone,
-                                                         .watch = on_watch,
-                                                         .settle = on_settle});
+    store_set_events(
+        side->store,
+        &(struct store_events){
+            .owner = side, .changed = on_changed, .gone = on_gone, .watch = on_watch, .settle = on_settle});
 }
 
 static void set_up_with(struct store_config with)
@@ -231,8 +230,8 @@ static int lookup(struct side *side, struct session *dir, const char *name, stru
 static int make(struct side *side, struct session *dir, const char *name, uint32_t mode, bool is_exclusive,
                 struct session **ret)
 {
-    struct job job = {.op = {.kind = STORE_CREATE, .dir = dir, .mode = mode, .uid = 10, .gid = 20,
-                             .is_exclusive = is_exclusive}};
+    struct job job = {
+        .op = {.kind = STORE_CREATE, .dir = dir, .mode = mode, .uid = 10, .gid = 20, .is_exclusive = is_exclusive}};
 
     set_name(&job.op, name);
     int r = run_op(side, &job);
@@ -270,7 +269,11 @@ static struct session *found(struct side *side, struct session *dir, const char 
 
 static struct job write_job(struct session *session, uint64_t offset, const void *data, size_t size, bool is_cached)
 {
-    return (struct job){.op = {.kind = STORE_WRITE, .session = session, .offset = offset, .data = data, .size = size,
+    return (struct job){.op = {.kind = STORE_WRITE,
+                               .session = session,
+                               .offset = offset,
+                               .data = data,
+                               .size = size,
                                .is_cached = is_cached}};
 }
 
@@ -373,8 +376,8 @@ static int rename_to(struct side *side, struct session *dir, const char *name, s
 
 static int set_xattr(struct side *side, struct session *session, const char *name, const char *value, int flags)
 {
-    struct job job = {.op = {.kind = STORE_SETXATTR, .session = session, .data = value, .size = strlen(value),
-                             .xattr_flags = flags}};
+    struct job job = {
+        .op = {.kind = STORE_SETXATTR, .session = session, .data = value, .size = strlen(value), .xattr_flags = flags}};
 
     set_name(&job.op, name);
     return run_op(side, &job);
@@ -923,10 +926,14 @@ START_TEST(attributes_are_set_for_both)
     struct session *file = new_file(&a, a.root, "x"), *theirs = found(&b, b.root, "x");
     struct store_attr attr;
 
-    ck_assert_int_eq(set_attr(&a, file, (struct job){.op = {.set = STORE_SET_MODE | STORE_SET_UID | STORE_SET_GID |
-                                                                   STORE_SET_MTIME,
-                                                            .mode = 0640, .uid = 77, .gid = 88, .mtime_ns = 12345678901}}),
-                     0);
+    ck_assert_int_eq(
+        set_attr(&a, file,
+                 (struct job){.op = {.set = STORE_SET_MODE | STORE_SET_UID | STORE_SET_GID | STORE_SET_MTIME,
+                                     .mode = 0640,
+                                     .uid = 77,
+                                     .gid = 88,
+                                     .mtime_ns = 12345678901}}),
+        0);
     WAIT_UNTIL(getattr(&b, theirs, &attr) == 0 && attr.mode == (S_IFREG | 0640));
     ck_assert_uint_eq(attr.uid, 77);
     ck_assert_uint_eq(attr.gid, 88);
@@ -973,8 +980,8 @@ START_TEST(group_is_inherited_from_a_set_group_id_directory)
     struct session *dir = new_dir(&a, a.root, "d");
     struct store_attr attr;
 
-    ck_assert_int_eq(set_attr(&a, dir, (struct job){.op = {.set = STORE_SET_MODE | STORE_SET_GID, .mode = 02770, .gid = 99}}),
-                     0);
+    ck_assert_int_eq(
+        set_attr(&a, dir, (struct job){.op = {.set = STORE_SET_MODE | STORE_SET_GID, .mode = 02770, .gid = 99}}), 0);
     ck_assert_int_eq(getattr(&a, new_file(&a, dir, "x"), &attr), 0);
     ck_assert_uint_eq(attr.gid, 99);
     ck_assert_int_eq(getattr(&a, new_dir(&a, dir, "e"), &attr), 0);
@@ -1138,8 +1145,8 @@ static void *save_on_and_on(void *arg)
         struct job job = write_job(saver->files[at], 0, text, size, false);
         job.op.done = saver_done;
         /* a truncation first, so that each save is whole */
-        struct job cut = {.op = {.kind = STORE_SETATTR, .session = saver->files[at], .set = STORE_SET_SIZE,
-                                 .done = saver_done}};
+        struct job cut = {
+            .op = {.kind = STORE_SETATTR, .session = saver->files[at], .set = STORE_SET_SIZE, .done = saver_done}};
         store_run(a.store, &cut.op);
         while (!atomic_load(&cut.is_done))
             poll(NULL, 0, 0);
@@ -1307,7 +1314,8 @@ START_TEST(save_that_is_overtaken_before_its_answer_is_not_believed)
         uint64_t until_ms = clock_now_ms() + 3000; /* nobody saves any more: both must come to agree */
         while (!(reads_as(&a, file, last) && reads_as(&b, theirs, last)) && clock_now_ms() < until_ms)
             poll(NULL, 0, 2);
-        ck_assert_msg(reads_as(&a, file, last), "round %d: Redis has \"%s\", but the first instance shows its own", i, last);
+        ck_assert_msg(reads_as(&a, file, last), "round %d: Redis has \"%s\", but the first instance shows its own", i,
+                      last);
         ck_assert_msg(reads_as(&b, theirs, last), "round %d: Redis has \"%s\", but the second shows its own", i, last);
         ck_assert_int_eq(set_size(&a, file, 0), 0);
         WAIT_UNTIL(getattr(&b, theirs, &attr) == 0 && attr.size == 0 && attr.valid_ms);
@@ -1891,8 +1899,8 @@ static bool is_usual(int r)
 
 static void *wreak(void *arg)
 {
-    static const enum store_kind kinds[] = {STORE_LOOKUP, STORE_CREATE, STORE_CREATE, STORE_WRITE, STORE_WRITE,
-                                            STORE_READ, STORE_REMOVE, STORE_RENAME, STORE_SETATTR, STORE_SETXATTR};
+    static const enum store_kind kinds[] = {STORE_LOOKUP, STORE_CREATE, STORE_CREATE, STORE_WRITE,   STORE_WRITE,
+                                            STORE_READ,   STORE_REMOVE, STORE_RENAME, STORE_SETATTR, STORE_SETXATTR};
     struct chaos *chaos = arg;
     struct side *side = chaos->side;
     uint64_t z = chaos->seed;
@@ -1967,8 +1975,8 @@ START_TEST(many_threads_on_two_instances_do_no_harm)
         while (!is_agreed && clock_now_ms() < until_ms) {
             int r = lookup(&a, a.root, name, NULL, &one), s = lookup(&b, b.root, name, NULL, &two);
             bool is_there = is_stored(name, &stored);
-            is_agreed = r == s && is_there == (r == 0) &&
-                        (r != 0 || (one.size == two.size && one.size == stored.content_size));
+            is_agreed =
+                r == s && is_there == (r == 0) && (r != 0 || (one.size == two.size && one.size == stored.content_size));
         }
         ck_assert_msg(is_agreed, "%s: sizes %d, %d", name, (int)one.size, (int)two.size);
     }
