@@ -150,8 +150,9 @@ void session_rekey_locked(struct store *store, struct session *session, struct d
 void session_leave_gone(struct store *store, struct session *session)
 {
     pthread_mutex_lock(&store->gone_lock);
-    *session->gone_link = session->gone_next;
-    if (session->gone_next)
+    if (session->gone_link)
+        *session->gone_link = session->gone_next;
+    if (session->gone_link && session->gone_next)
         session->gone_next->gone_link = session->gone_link;
     session->gone_link = NULL;
     pthread_mutex_unlock(&store->gone_lock);
@@ -164,8 +165,7 @@ void session_release(void *owner, struct l1_entry *entry)
 
     if (session->flags & S_KEYED)
         key_remove(store, session);
-    if (session->gone_link)
-        session_leave_gone(store, session);
+    session_leave_gone(store, session);
     content_unref(store, session->previous);
     content_unref(store, session->content);
     free(session->xattrs);

@@ -443,7 +443,7 @@ int op_need_watch(struct store_op *op, struct session *session)
     struct store *store = op->store;
     int state = atomic_load(&session->dir->watch);
 
-    if (state == WATCH_ON || state == WATCH_FAILED || (session->flags & S_GONE))
+    if (state == WATCH_ON || state == WATCH_FAILED)
         return 0;
     struct session *parent = dir_session(store, session->dir);
     if (!parent)

@@ -66,6 +66,15 @@ def processes_of(work):
     return found
 
 
+def is_over(pid):
+    """All of its threads have ended, and given up what the process held, whether somebody has waited for it or not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+        return state in (b"Z", b"X") and len(os.listdir(f"/proc/{pid}/task")) == 1
+    except OSError:
+        return True
+
+
 class Command:
     """Runs the program for one test."""
 
@@ -130,7 +139,7 @@ class Command:
         """The daemon dies, its dead mount stays."""
         pid = self.pid(path)
         os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: pid not in processes_of(self.work), END_S, "the daemon is dead")
+        wait_until(lambda: is_over(pid), END_S, "the daemon is dead")
 
     def leaves_nothing(self, but=()):
         """No mount and no process of this test, but those of the pids @but."""

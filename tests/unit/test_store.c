@@ -21,7 +21,8 @@ struct side {
     pthread_mutex_t lock;
     struct session *changed[256];
     char gone[256][32];
-    unsigned n_changed, n_gone, n_watched, n_settled;
+    _Atomic unsigned n_settled;
+    unsigned n_changed, n_gone, n_watched;
 };
 
 /* An operation that is waited for. */
