@@ -143,7 +143,7 @@ def test_the_kill_of_one_instance_does_not_touch_the_server(state, sessionfs):
     assert state.pid() == pid
     assert load(second / "s") == b"x"
     sessionfs.terminate(second)
-    assert state.is_stopped()
+    wait_until(state.is_stopped, what="the server is stopped, and the guardian of the killed one has gone")
     unmount_lazily(first)
 
 
