@@ -16,12 +16,13 @@ set -u
 export LC_ALL=C
 
 # End-to-end files for the sanitizer builds of --short.
-SANITIZER_E2E='test_files.py test_coherence.py test_torn.py test_failure.py test_ttl.py'
+SANITIZER_E2E='test_files.py test_coherence.py test_torn.py test_failure.py test_ttl.py test_listing.py test_hot_path.py test_seal.py
+    test_users.py test_php.py test_cli.py test_local.py'
 
 # Seconds. A stage never gets more than what is left of the budget.
 BUDGET=1440
 BUILD_LIMIT=200 UNIT_LIMIT=300 INSTALL_LIMIT=400
-PLAIN_E2E_LIMIT=500 SANITIZER_E2E_LIMIT=300
+PLAIN_E2E_LIMIT=450 SANITIZER_E2E_LIMIT=330
 
 ROOT=$(cd "$(dirname "$0")/.." && pwd -P) || exit 1
 WORK=$ROOT/build-tests
