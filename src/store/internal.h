@@ -141,7 +141,7 @@ struct fetch {
     uint64_t wait_until_ms; /* the blob is open: until then, or until it changes; 0: does not wait */
     uint64_t give_up_ms;    /* ... and however often it changes until then */
     uint64_t retry_at_ms;   /* L2 refused for the moment; 0: did not */
-    bool was_invalidated, is_whole, is_resident_copy;
+    bool was_invalidated, is_whole;
     int error; /* of decoding */
     /* what arrived */
     unsigned char *prefix; /* header and metadata */
@@ -311,8 +311,8 @@ int op_need_content_locked(struct store_op *op, struct session *session);
 int op_need_saved_locked(struct store_op *op, struct session *session);
 int op_save_now_locked(struct store_op *op, struct session *session); /* start a commit of all changes, and park */
 
-/* A close in the directory of @op's session will matter: 0 when it will be heard of (or never can be), or PARKED. */
-int op_need_watch(struct store_op *op, struct session *session);
+/* A close in @dir will matter: 0 when it will be heard of (or never can be), or PARKED. */
+int op_need_watch(struct store_op *op, struct dir *dir);
 
 /* names.c, xattr.c, list.c: steps */
 int step_lookup(struct store_op *op);

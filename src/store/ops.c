@@ -293,11 +293,14 @@ static int need_order(struct store_op *op, struct session *session)
         op->is_settled = true;
         event_settle(op->store);
     }
-    int watch = atomic_load(&session->dir->watch);
+    pthread_mutex_lock(&session->lock);
+    struct dir *dir = session->dir;
+    pthread_mutex_unlock(&session->lock);
+    int watch = atomic_load(&dir->watch);
     if (watch == WATCH_ON || watch == WATCH_FAILED)
         return 0;
     keep_data(op);
-    return op_need_watch(op, session);
+    return op_need_watch(op, dir);
 }
 
 static int set_size_locked(struct store_op *op, struct session *session)

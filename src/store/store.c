@@ -438,24 +438,24 @@ void store_watched(struct store *store, struct session *dir, bool is_watched)
     op_run_all(ops);
 }
 
-int op_need_watch(struct store_op *op, struct session *session)
+int op_need_watch(struct store_op *op, struct dir *dir)
 {
     struct store *store = op->store;
-    int state = atomic_load(&session->dir->watch);
+    int state = atomic_load(&dir->watch);
 
     if (state == WATCH_ON || state == WATCH_FAILED)
         return 0;
-    struct session *parent = dir_session(store, session->dir);
+    struct session *parent = dir_session(store, dir);
     if (!parent)
         return 0;
     pthread_mutex_lock(&store->watch_lock);
-    state = atomic_load(&session->dir->watch);
+    state = atomic_load(&dir->watch);
     if (state == WATCH_ON || state == WATCH_FAILED) {
         pthread_mutex_unlock(&store->watch_lock);
         session_unpin(store, parent);
         return 0;
     }
-    atomic_store(&session->dir->watch, WATCH_ASKED);
+    atomic_store(&dir->watch, WATCH_ASKED);
     op->next = store->watch_waiters;
     store->watch_waiters = op;
     pthread_mutex_unlock(&store->watch_lock);
